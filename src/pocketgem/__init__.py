@@ -1,0 +1,1 @@
+"""pocketgem: Gemma on the device you own."""

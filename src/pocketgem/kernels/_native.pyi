@@ -1,0 +1,3 @@
+import torch
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, out: torch.Tensor, eps: float) -> None: ...
