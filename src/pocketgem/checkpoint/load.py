@@ -1,0 +1,207 @@
+"""A resolved location becomes a config, text weights under one set of names, and the texts that come with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from pocketgem.checkpoint import names
+from pocketgem.checkpoint.gguf import GGUFFile
+from pocketgem.checkpoint.resolve import Location
+from pocketgem.checkpoint.safetensors import open_safetensors
+from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.config import ModelConfig, from_gguf, from_hf
+from pocketgem.errors import FormatError, WeightsError
+
+MAX_JSON = 64 << 20  # bytes; the largest real one, a tokenizer, is half of that
+TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.", "multi_modal_projector.")
+_GGUF_SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+    "suppress_tokens": "tokenizer.ggml.suppress_tokens",
+}
+
+
+@dataclass(frozen=True)
+class JoinedTensor:
+    """Gate and up halves of all experts, ``[experts, width, hidden]`` each, read as one ``[experts, 2 width, hidden]``."""
+
+    gate: StoredTensor
+    up: StoredTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts, width, hidden = self.gate.shape
+        return experts, width + self.up.shape[1], hidden
+
+    @property
+    def nbytes(self) -> int:
+        return self.gate.nbytes + self.up.nbytes
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.cat((self.gate.dense(dtype), self.up.dense(dtype)), dim=1)
+
+
+TextTensor = StoredTensor | JoinedTensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a checkpoint says, still on disk: nothing is read but headers and small texts."""
+
+    location: Location
+    config: ModelConfig
+    tensors: Mapping[str, TextTensor] = field(repr=False)  # text tensors under Hugging Face's names
+    norm_offset: float
+    generation: Mapping[str, object] = field(repr=False)
+    chat_template: str | None = field(repr=False)
+    metadata: Mapping[str, object] = field(repr=False)  # GGUF metadata; empty for safetensors
+    others: Mapping[str, StoredTensor] = field(repr=False)  # towers and whatever else the files hold
+
+    @property
+    def where(self) -> str:
+        return str(self.location.files[0] if self.location.files else self.location.folder)
+
+
+def open_checkpoint(location: Location) -> Checkpoint:
+    """Read the headers of a GGUF file or a Hugging Face folder. Raises CheckpointError subclasses."""
+    if location.kind == "gguf":
+        return _open_gguf(location)
+    return _open_folder(location)
+
+
+def _open_gguf(location: Location) -> Checkpoint:
+    file = GGUFFile.open(location.files[0])
+    where = str(location.files[0])
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    freqs = file.tensors["rope_freqs.weight"].dense().tolist() if "rope_freqs.weight" in shapes else None
+    config = from_gguf(file.metadata, shapes, freqs, where)
+    text, others = _gguf_text(file.tensors)
+    template = file.metadata.get("tokenizer.chat_template")
+    return Checkpoint(
+        location=location,
+        config=config,
+        tensors=text,
+        norm_offset=0.0,
+        generation=_gguf_generation(file.metadata, config),
+        chat_template=template if isinstance(template, str) else None,
+        metadata=file.metadata,
+        others=others,
+    )
+
+
+def _gguf_text(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, TextTensor], dict[str, StoredTensor]]:
+    """GGUF's names -> Hugging Face's: stacks come apart, expert halves come together, the rest is foreign."""
+    text: dict[str, TextTensor] = {}
+    others: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        members = names.hf_names(name, tensor.shape[0] if tensor.shape else 0)
+        if not members and name != "rope_freqs.weight":  # that one is read into the config
+            others[name] = tensor
+        for index, member in enumerate(members):
+            text[member] = _member(tensor, index) if names.stack_index(member) is not None else tensor
+    for name in [name for name in others if name.endswith(".ffn_gate_exps.weight")]:
+        text[f"layers.{name.split('.')[1]}.experts.gate_up_proj"] = _joined(others, name)
+    return text, others
+
+
+def _member(stack: StoredTensor, index: int) -> StoredTensor:
+    """Matrix ``index`` of a stack ``[members, out, in]``; members lie one after another."""
+    size = stack.nbytes // stack.shape[0]
+    return replace(stack, shape=stack.shape[1:], data=stack.data[index * size : (index + 1) * size])
+
+
+def _joined(others: dict[str, StoredTensor], gate: str) -> JoinedTensor:
+    up = gate.replace("ffn_gate_exps", "ffn_up_exps")
+    if up not in others:
+        raise WeightsError(f"tensor {gate} has no {up} beside it")
+    return JoinedTensor(others.pop(gate), others.pop(up))
+
+
+def _gguf_generation(metadata: Mapping[str, object], config: ModelConfig) -> dict[str, object]:
+    """What a generation config says, from GGUF's keys; a key of the wrong type is left to the reader of the result."""
+    stops = {*config.eos_ids}
+    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
+        value = metadata.get(key)
+        if isinstance(value, int):
+            stops.add(value)
+    generation: dict[str, object] = {"eos_token_id": sorted(stops)}
+    generation.update({key: metadata[gguf] for key, gguf in _GGUF_SAMPLING.items() if gguf in metadata})
+    if not generation.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p")):
+        generation["do_sample"] = True
+    return generation
+
+
+def _open_folder(location: Location) -> Checkpoint:
+    if location.folder is None or location.kind != "safetensors":
+        raise WeightsError(f"{location.folder or location.files[0]}: there is a config but no weights to run")
+    folder = location.folder
+    config = from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    every = open_safetensors(folder)
+    text, others = _split_text(every)
+    return Checkpoint(
+        location=location,
+        config=config,
+        tensors=text,
+        norm_offset=1.0 if config.family == "gemma3" else 0.0,
+        generation=_optional_json(folder / "generation_config.json"),
+        chat_template=_chat_template(folder),
+        metadata={},
+        others=others,
+    )
+
+
+def _split_text(every: Mapping[str, StoredTensor]) -> tuple[dict[str, TextTensor], dict[str, StoredTensor]]:
+    prefix = names.text_prefix(every)
+    text: dict[str, TextTensor] = {}
+    others: dict[str, StoredTensor] = {}
+    for name, tensor in every.items():
+        if name == "lm_head.weight" or name.endswith(".lm_head.weight"):
+            text["lm_head.weight"] = tensor
+        elif name.startswith(prefix) and not name.removeprefix(prefix).startswith(TOWERS):
+            text[name.removeprefix(prefix)] = tensor
+        else:
+            others[name] = tensor
+    return text, others
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template file, or the template inside ``tokenizer_config.json`` that older checkpoints have."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return _read_text(file)
+    inside = _optional_json(folder / "tokenizer_config.json").get("chat_template")
+    return inside if isinstance(inside, str) else None
+
+
+def _optional_json(path: Path) -> dict[str, object]:
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file of bounded size. Raises FormatError naming the file."""
+    try:
+        data = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for this file; the limit is {MAX_JSON}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text") from None

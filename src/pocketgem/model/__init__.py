@@ -1,0 +1,1 @@
+"""The maths. One definition of each family for inference, training, inspection and diffusion."""

