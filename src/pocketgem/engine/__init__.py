@@ -1,0 +1,1 @@
+"""Who runs when: ids in, ids out. It knows no text."""

@@ -1,0 +1,57 @@
+"""Autoregressive advance: run a plan's rows through the model, sample where a sequence reached its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from pocketgem.engine.request import Sampled, Sequence
+from pocketgem.engine.sampler import sample
+from pocketgem.engine.scheduler import Turn
+from pocketgem.model.cache import Cache, Step
+from pocketgem.model.gemma import Gemma
+
+
+@dataclass
+class State:
+    """What a request owns beside its integers. The generator outlives a preemption, the cache does not."""
+
+    generator: torch.Generator
+    cache: Cache | None = None  # None: not admitted, or preempted
+
+
+@torch.inference_mode()
+def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled | None]:
+    """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on."""
+    ids = [id for turn in turns for id in _next_ids(turn)]
+    step = Step.packed(
+        [state.cache for state in states if state.cache is not None],  # admission gave every one a cache
+        [turn.count for turn in turns],
+        logits=[1 if turn.samples else 0 for turn in turns],
+    )
+    hidden = model(model.embed(torch.tensor(ids)), step)
+    step.commit()
+    for turn in turns:
+        turn.sequence.num_computed += turn.count
+    rows = iter(model.logits(hidden)) if len(hidden) else iter(())
+    return [_sample(next(rows), turn, state) if turn.samples else None for turn, state in zip(turns, states, strict=True)]
+
+
+def _next_ids(turn: Turn) -> tuple[int, ...]:
+    sequence = turn.sequence
+    if sequence.output_ids and turn.count == 1:
+        return (sequence.output_ids[-1],)  # decode: do not copy the whole history for one id
+    return sequence.ids[sequence.num_computed : sequence.num_computed + turn.count]
+
+
+def _sample(logits: torch.Tensor, turn: Turn, state: State) -> Sampled:
+    request = turn.sequence.request
+    return sample(
+        logits,
+        request.params,
+        prompt_ids=request.prompt_ids,
+        output_ids=turn.sequence.output_ids,
+        generator=state.generator,
+    )

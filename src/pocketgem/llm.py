@@ -1,0 +1,447 @@
+"""The page: text or messages -> ids -> engine -> ids -> text and events. Reads top to bottom.
+
+    LLM.load(model)               a checkpoint becomes something to talk to
+    .stream(prompt)  .generate    continue a text: pieces as they come, or their sum
+    .stream_chat(m)  .chat        answer messages: events as they come, or their sum
+    .score(text)                  how probable the model finds a text, token by token
+    .tokenize / .detokenize       text <-> ids
+
+The streaming form is the real one; the other is a fold over it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
+from pocketgem.checkpoint.resolve import resolve
+from pocketgem.engine.loop import Engine, Output
+from pocketgem.engine.request import FinishReason, Request, Sampled, SamplingParams
+from pocketgem.engine.request import Sequence as Running
+from pocketgem.engine.sampler import log_probabilities
+from pocketgem.errors import PromptError, TemplateError, TokenizerError
+from pocketgem.model.build import Progress, build_model
+from pocketgem.model.cache import Step
+from pocketgem.model.gemma import Gemma
+from pocketgem.text.chat import Chat
+from pocketgem.text.parse import Content, Event, OutputParser
+from pocketgem.text.stops import StopStrings
+from pocketgem.text.template import ChatTemplate
+from pocketgem.text.tokenizer import Tokenizer
+
+TURN_ENDS = ("<end_of_turn>", "<turn|>", "<|tool_response>")  # stop ids a GGUF file has no list for
+HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated or scored token: natural log-probability under the model, and the best alternatives."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and seconds of one request."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # prompt tokens whose keys were already cached
+    completion_tokens: int = 0
+    prefill_seconds: float = 0.0  # from submission to the first token
+    decode_seconds: float = 0.0  # from the first token to the last
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens read a second, None where nothing was measured."""
+        read = self.prompt_tokens - self.reused_tokens
+        return read / self.prefill_seconds if self.prefill_seconds > 0 else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens a second after the first one, None where there is only one."""
+        return (self.completion_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step added to a completion. ``finish`` stands in the last piece, with the statistics."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole continuation."""
+
+    text: str
+    ids: tuple[int, ...]
+    finish: FinishReason
+    stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a chat stream."""
+
+    finish: FinishReason
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer: what the person reads, and what the model thought before."""
+
+    content: str
+    thought: str
+    finish: FinishReason
+    stats: Stats
+
+    @property
+    def message(self) -> dict[str, object]:
+        """The answer as a message for the next turn's history."""
+        return {"role": "assistant", "content": self.content}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of a text. ``logprobs[i]`` belongs to ``ids[i + 1]``: the first token has no past to be judged by."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Sum in nats."""
+        return sum(self.logprobs)
+
+
+class LLM:
+    """A model, its tokenizer and its template, ready to answer. Calls from several threads take turns."""
+
+    def __init__(self, model: Gemma, tokenizer: Tokenizer, checkpoint: Checkpoint, *, context: int | None = None) -> None:
+        self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
+        self.engine = Engine(model, context=context)
+        self.defaults = _defaults(checkpoint, tokenizer)
+        self._lock, self._numbers = threading.RLock(), count()
+        self._runs: dict[Running, Run] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        context: int | None = None,
+        offline: bool = False,
+        progress: Progress | None = None,
+    ) -> LLM:
+        """Load a checkpoint.
+
+        Args:
+            model: a GGUF file, a folder with safetensors, a hub name ``org/name``, or ``gemma-3-270m``.
+            dtype: torch.bfloat16 or torch.float32; None takes what this machine multiplies fastest.
+            context: longest prompt plus answer in tokens; None for the model's own limit.
+            offline: never ask the network, even for a hub name.
+            progress: called with (bytes done, bytes in all) as weights arrive.
+        Raises CheckpointError (missing, damaged, unsupported) or PromptError (bad option).
+        """
+        checkpoint = open_checkpoint(resolve(model, offline=offline))
+        tokenizer = load_tokenizer(checkpoint)
+        return cls(build_model(checkpoint, dtype or fast_dtype(), progress), tokenizer, checkpoint, context=context)
+
+    # ---- text ------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        """Text -> ids. Names of special tokens inside the text stay text unless ``parse_special``."""
+        return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """ids -> text, special tokens written out by name."""
+        return self.tokenizer.decode(ids)
+
+    def stream(
+        self, prompt: Prompt, *, on_prefill: Progress | None = None, params: SamplingParams | None = None, **sampling: Any
+    ) -> Iterator[Piece]:
+        """Continue a text, yielding pieces as they come. Leaving the loop early ends the request and frees its cache.
+
+        Args:
+            prompt: text (a beginning-of-sequence id is put before it) or ids (taken as they are).
+            on_prefill: called with (prompt tokens read, prompt tokens) after each chunk of a long prompt.
+            params: all sampling options; or give them by name over the checkpoint's own defaults: temperature, top_k,
+                top_p, min_p, seed, max_tokens, stop, logprobs, ... (see SamplingParams).
+        Raises PromptError for an empty or over-long prompt and for options out of range.
+        """
+        return self._pieces(self._start(prompt, self._params(params, sampling)), on_prefill)
+
+    def generate(self, prompt: Prompt, *, params: SamplingParams | None = None, **sampling: Any) -> Completion:
+        """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
+        return _fold(self.stream(prompt, params=params, **sampling))
+
+    def generate_many(
+        self, prompts: Sequence[Prompt], *, params: SamplingParams | None = None, **sampling: Any
+    ) -> list[Completion]:
+        """Continue several texts side by side, batched through the model; answers in the prompts' order."""
+        params = self._params(params, sampling)
+        runs = [self._start(prompt, params) for prompt in prompts]
+        return [_fold(self._pieces(run, None)) for run in runs]
+
+    def _pieces(self, run: Run, on_prefill: Progress | None) -> Iterator[Piece]:
+        """Ids of a run -> text, cut at the first stop string and never showing a part of one."""
+        decoder, stops = self.tokenizer.stream(), StopStrings(run.params.stop)
+        for output in self._outputs(run, on_prefill):
+            text, stopped = stops.push(decoder.push(run.visible(output)))
+            if stopped:
+                self._end(run)
+            elif run.finish is not None:
+                text += _finished_text(decoder.finish(), stops)
+            yield self._piece(run, output, text)
+
+    def _piece(self, run: Run, output: Output, text: str) -> Piece:
+        sampled = output.sampled
+        ids = () if sampled is None else (sampled.id,)
+        shown = None if sampled is None or sampled.logprob is None else self._logprob(sampled)
+        stats = run.stats if run.finish is not None else None
+        return Piece(text, ids, () if shown is None else (shown,), run.finish, stats)
+
+    def _logprob(self, sampled: Sampled) -> TokenLogprob:
+        return TokenLogprob(sampled.id, self.detokenize([sampled.id]), sampled.logprob or 0.0, sampled.top)
+
+    # ---- chat ------------------------------------------------------------------------------------------------------
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether the checkpoint brings a chat template."""
+        return self.checkpoint.chat_template is not None
+
+    @property
+    def chat_prompts(self) -> Chat:
+        """Messages -> prompt ids by the checkpoint's own template. Raises TemplateError when it has none."""
+        source = self.checkpoint.chat_template
+        if source is None:
+            raise TemplateError(f"{self.checkpoint.where}: no chat template (a base model?); complete plain text instead")
+        tokens = [self.tokenizer.name(id) for id in (self.tokenizer.bos_id, self.tokenizer.eos_id)]
+        return Chat(ChatTemplate(source, bos_token=tokens[0], eos_token=tokens[1]), self.tokenizer)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        thinking: bool = False,
+        on_prefill: Progress | None = None,
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Iterator[Event | Finished]:
+        """Answer messages, yielding Content and Thought events as they come and one Finished at the end.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}`` in order. Thoughts of past turns are
+                dropped by Gemma's rule, whatever the caller sends back.
+            tools: function declarations for the template. thinking: whether the model may think first.
+        Stop strings are looked for in the content only. Raises TemplateError or PromptError.
+        """
+        ids = self.chat_prompts.prompt(messages, tools=tools, thinking=thinking)
+        run = self._start(ids, self._params(params, sampling))
+        return self._events(run, on_prefill)
+
+    def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
+        """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
+        content, thought = [], []
+        finish, stats = FinishReason.ABORT, Stats()
+        for event in self.stream_chat(messages, **options):
+            if isinstance(event, Finished):
+                finish, stats = event.finish, event.stats
+            else:
+                (content if isinstance(event, Content) else thought).append(event.text)
+        return Reply("".join(content), "".join(thought), finish, stats)
+
+    def _events(self, run: Run, on_prefill: Progress | None) -> Iterator[Event | Finished]:
+        """Ids of a run -> content and thoughts; stop strings are looked for in the content."""
+        parser, stops = OutputParser(self.tokenizer), StopStrings(run.params.stop)
+        for output in self._outputs(run, on_prefill):
+            events = parser.push(run.visible(output))
+            for event in [*events, *(parser.finish() if run.finish is not None else [])]:
+                shown, stopped = stops.push(event.text) if isinstance(event, Content) else (event.text, False)
+                if shown:
+                    yield replace(event, text=shown)
+                if stopped:
+                    self._end(run)
+                    break
+        if rest := stops.finish():
+            yield Content(rest)
+        yield Finished(run.finish or FinishReason.ABORT, run.stats)
+
+    # ---- scoring ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def score(self, text: Prompt, *, chunk: int = 512) -> Score:
+        """Log-probability of every token of a text but the first, given those before it.
+
+        The text is read ``chunk`` tokens at a time, all rows asking for logits. Raises PromptError when it is empty or
+        longer than the context.
+        """
+        ids = self._ids(text)
+        self.engine.check(ids)
+        cache, found = self.model.new_cache(), []
+        for start in range(0, len(ids) - 1, chunk):
+            piece, targets = ids[start : start + chunk], ids[start + 1 : start + chunk + 1]
+            piece = piece[: len(targets)]
+            step = Step.packed([cache], [len(piece)], logits=[len(piece)])
+            with self._lock:
+                hidden = self.model(self.model.embed(torch.tensor(piece)), step)
+            step.commit()
+            found += self._target_logprobs(hidden, targets)
+        return Score(tuple(ids), tuple(found))
+
+    def _target_logprobs(self, hidden: torch.Tensor, targets: Sequence[int]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(targets), HEAD_ROWS):
+            rows = log_probabilities(self.model.logits(hidden[start : start + HEAD_ROWS]))  # [rows, vocab]
+            wanted = torch.tensor(targets[start : start + HEAD_ROWS])[:, None]
+            found += rows.gather(1, wanted)[:, 0].tolist()
+        return found
+
+    # ---- requests in flight ----------------------------------------------------------------------------------------
+
+    def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
+        if params is not None and sampling:
+            raise PromptError(f"give params, or options by name ({', '.join(sampling)}), not both")
+        return params or SamplingParams.from_generation_config(self.defaults, **sampling)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _start(self, prompt: Prompt, params: SamplingParams) -> Run:
+        if isinstance(prompt, str) and not prompt:
+            raise PromptError("the prompt is empty; give some text to continue")
+        request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
+        with self._lock:
+            run = Run(self.engine.submit(request))
+            self._runs[run.sequence] = run
+        return run
+
+    def _outputs(self, run: Run, on_prefill: Progress | None) -> Iterator[Output]:
+        """The run's outputs as the engine makes them. Whoever waits drives the engine, for all runs at once."""
+        try:
+            while run.inbox or run.finish is None:
+                while run.inbox:
+                    output = run.inbox.popleft()
+                    if on_prefill is not None and output.sampled is None:
+                        on_prefill(output.prefilled, run.sequence.num_prompt)
+                    yield output
+                if run.finish is None:
+                    self._advance()
+        finally:
+            self._end(run, FinishReason.ABORT)
+
+    def _advance(self) -> None:
+        with self._lock:
+            for output in self.engine.step():
+                self._runs[output.sequence].take(output)
+
+    def _end(self, run: Run, reason: FinishReason = FinishReason.STOP) -> None:
+        with self._lock:
+            self.engine.abort(run.sequence, reason)
+            self._runs.pop(run.sequence, None)
+
+
+@dataclass
+class Run:
+    """A request in flight: its outputs not yet read, and its clock."""
+
+    sequence: Running
+    inbox: deque[Output] = field(default_factory=deque)
+    began: float = field(default_factory=time.perf_counter)
+    first: float | None = None  # time of the first token
+    last: float = 0.0
+    reused: int | None = None
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.sequence.request.params
+
+    @property
+    def finish(self) -> FinishReason | None:
+        """Why the run ended, once nothing of it is left unread."""
+        return None if self.inbox else self.sequence.finish
+
+    def take(self, output: Output) -> None:
+        self.inbox.append(output)
+        if output.sampled is not None:
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
+
+    def visible(self, output: Output) -> list[int]:
+        """The output's ids that are text: a stop id ends the answer and is no part of it."""
+        sampled = output.sampled
+        return [] if sampled is None or sampled.id in self.params.stop_ids else [sampled.id]
+
+    @property
+    def stats(self) -> Stats:
+        sequence, first = self.sequence, self.first or self.last
+        return Stats(
+            prompt_tokens=sequence.num_prompt,
+            reused_tokens=sequence.num_reused,
+            completion_tokens=len(sequence.output_ids),
+            prefill_seconds=max(first - self.began, 0.0),
+            decode_seconds=self.last - first,
+        )
+
+
+def _fold(pieces: Iterator[Piece]) -> Completion:
+    text, ids, logprobs = [], [], []
+    finish, stats = FinishReason.ABORT, Stats()
+    for piece in pieces:
+        text.append(piece.text)
+        ids += piece.ids
+        logprobs += piece.logprobs
+        finish, stats = piece.finish or finish, piece.stats or stats
+    return Completion("".join(text), tuple(ids), finish, stats, tuple(logprobs))
+
+
+def _finished_text(tail: str, stops: StopStrings) -> str:
+    """What is left when the ids end: an unfinished character, and text held back as a possible stop."""
+    text, stopped = stops.push(tail)
+    return text if stopped else text + stops.finish()
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that came with the weights. Raises TokenizerError."""
+    if checkpoint.metadata:
+        return Tokenizer.from_gguf(checkpoint.metadata)
+    folder = checkpoint.location.folder
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(f"{checkpoint.where}: no tokenizer.json beside the weights")
+    return Tokenizer.from_file(folder / "tokenizer.json")
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively (half the bytes a token), float32 elsewhere."""
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+
+
+def _defaults(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:
+    """The checkpoint's generation config, its stop ids completed by what its vocabulary calls the end of a turn."""
+    stops = checkpoint.generation.get("eos_token_id", list(checkpoint.config.eos_ids))
+    known = stops if isinstance(stops, list) else [stops]
+    ends = [id for id in map(tokenizer.token_id, TURN_ENDS) if id is not None]
+    return {**checkpoint.generation, "eos_token_id": [*known, *ends]}
