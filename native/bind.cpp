@@ -42,5 +42,7 @@ void rms_norm(Rows x, std::optional<Weight> weight, Rows out, float eps) {
 
 NB_MODULE(_native, module) {
     module.doc() = "pocketgem's compiled kernels; pocketgem.kernels is the door to them.";
-    module.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("out"), nb::arg("eps"));
+    // noconvert: a converted `out` would be a copy, written and thrown away in silence.
+    module.def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert().none(),
+               nb::arg("out").noconvert(), nb::arg("eps"));
 }
