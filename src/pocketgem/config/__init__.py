@@ -1,6 +1,6 @@
 """What a model is: frozen dataclasses, built from a Hugging Face config, GGUF metadata or a released layout's name."""
 
-from pocketgem.config.counts import ParameterCounts, count_parameters
+from pocketgem.config.counts import ParameterCounts, count_parameters, decoder_shapes
 from pocketgem.config.gguf import from_gguf
 from pocketgem.config.hf import from_hf
 from pocketgem.config.model import (
@@ -11,8 +11,10 @@ from pocketgem.config.model import (
     PerLayerConfig,
     Rope,
 )
+from pocketgem.config.released import RELEASED, released_config
 
 __all__ = [
+    "RELEASED",
     "AltUpConfig",
     "ExpertsConfig",
     "LayerConfig",
@@ -21,6 +23,8 @@ __all__ = [
     "PerLayerConfig",
     "Rope",
     "count_parameters",
+    "decoder_shapes",
     "from_gguf",
     "from_hf",
+    "released_config",
 ]
