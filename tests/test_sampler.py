@@ -87,6 +87,17 @@ def test_top_p_keeps_the_smallest_prefix_that_reaches_p(logits: Tensor, p: float
     assert all(id > max(edge) for id in dropped if probability[id] == least)
 
 
+def test_top_p_reached_exactly_is_reached() -> None:
+    uniform = torch.zeros(4, dtype=torch.float64)
+    assert [keep_top_p(uniform, p).tolist() for p in (0.0, 0.25, 0.5, 0.51, 1.0)] == [
+        [0],
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+    ]
+
+
 @laws
 @given(rows, st.integers(1, 50))
 def test_top_k_keeps_k_and_what_is_tied_with_the_last(logits: Tensor, k: int) -> None:
@@ -290,6 +301,14 @@ def test_an_id_without_mass_is_never_drawn(monkeypatch: pytest.MonkeyPatch, unif
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(uniform, dtype=torch.float64))
     logits = torch.tensor([-math.inf, 0.0, 0.0, -math.inf, -math.inf], dtype=torch.float64)
     assert sampler.draw(logits, make_generator(0)) == expected
+
+
+@laws
+@given(rows)
+def test_the_largest_number_still_finds_an_id(logits: Tensor) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1 - 2**-53, dtype=torch.float64))
+        assert sampler.draw(logits.double(), make_generator(0)) < len(logits)
 
 
 def test_greedy_needs_no_generator_and_a_draw_does() -> None:

@@ -16,6 +16,14 @@ MAX_STOP_LENGTH = 1024  # text that may begin a stop string is held back from th
 MAX_BIASES = 1024  # the biases are laid on anew for every id
 MAX_ID = 2**31 - 1  # ids travel as 32-bit integers in files and in the network's JSON
 
+# Integers that may be None -> their range.
+_OPTIONAL = {
+    "top_k": (1, MAX_ID),
+    "seed": (-(2**63), 2**63 - 1),
+    "max_tokens": (1, MAX_ID),
+    "logprobs": (0, MAX_LOGPROBS),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -57,19 +65,16 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        for name, (low, high) in _OPTIONAL.items():
+            if (value := getattr(self, name)) is not None:
+                _check_int(name, value, low, high)
         self._check_shape()
         self._check_bias()
         self._check_end()
-        if self.seed is not None:
-            _check_int("seed", self.seed, -(2**63), 2**63 - 1)
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
     def _check_shape(self) -> None:
         """The options that bend the distribution."""
         _check_number("temperature", self.temperature, 0, 100)
-        if self.top_k is not None:
-            _check_int("top_k", self.top_k, 1, MAX_ID)
         _check_number("top_p", self.top_p, 0, 1)
         _check_number("min_p", self.min_p, 0, 1)
         _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
@@ -94,10 +99,8 @@ class SamplingParams:
                 raise _refusal(name, "a frozenset of ids", ids)
             _check_ids(name, ids)
         _check_int("min_tokens", self.min_tokens, 0, MAX_ID)
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, MAX_ID)
-            if self.min_tokens > self.max_tokens:
-                raise _refusal("min_tokens", f"at most max_tokens ({self.max_tokens})", self.min_tokens)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _refusal("min_tokens", f"at most max_tokens ({self.max_tokens})", self.min_tokens)
 
     @classmethod
     def from_generation_config(cls, data: Mapping[str, object], **overrides: Any) -> "SamplingParams":
@@ -112,7 +115,7 @@ class SamplingParams:
         options: dict[str, Any] = {"temperature": 1.0}
         for key, (name, convert) in _FILE_KEYS.items():
             if (value := data.get(key)) is not None:
-                options[name] = _from_file(key, name, convert(value))
+                options[name] = _from_file(key, name, convert(value) if convert else value)
         if not _wants_sampling(data):
             options["temperature"] = 0.0
         names = [option.name for option in dataclasses.fields(cls)]
@@ -216,10 +219,6 @@ def _shown(value: object) -> str:
         return f"{type(value).__name__} with a number too long to show"
 
 
-def _unchanged(value: object) -> object:
-    return value
-
-
 def _zero_is_off(value: object) -> object:
     return None if type(value) is int and value == 0 else value
 
@@ -232,13 +231,13 @@ def _id_set(value: object) -> object:
         return value
 
 
-# key of generation_config.json -> our name, and how the value becomes ours
-_FILE_KEYS: dict[str, tuple[str, Callable[[object], object]]] = {
-    "temperature": ("temperature", _unchanged),
+# key of generation_config.json -> our name, and how the value becomes ours where it is not
+_FILE_KEYS: dict[str, tuple[str, Callable[[object], object] | None]] = {
+    "temperature": ("temperature", None),
     "top_k": ("top_k", _zero_is_off),
-    "top_p": ("top_p", _unchanged),
-    "min_p": ("min_p", _unchanged),
-    "repetition_penalty": ("repetition_penalty", _unchanged),
+    "top_p": ("top_p", None),
+    "min_p": ("min_p", None),
+    "repetition_penalty": ("repetition_penalty", None),
     "eos_token_id": ("stop_ids", _id_set),
     "suppress_tokens": ("suppress_ids", _id_set),
 }

@@ -184,10 +184,9 @@ def draw(logits: Tensor, generator: torch.Generator | None) -> int:
         raise RunError("sampling above temperature 0 needs a generator: make one for each request with make_generator")
     mass = logits.softmax(0).cumsum(0)  # [n]
     uniform = float(torch.rand((), generator=generator, dtype=torch.float64, device=generator.device))
-    # Rounding must not lift the number to the whole mass, where no id lies.
-    target = min(uniform * float(mass[-1]), math.nextafter(float(mass[-1]), 0.0))
-    # The first whose running sum lies beyond the target: an id of mass 0 never is.
-    return int(torch.searchsorted(mass, target, right=True))
+    # The first whose running sum lies beyond: never an id of mass 0. There is one: a float64 below 1, times the mass,
+    # rounds to less than the mass.
+    return int(torch.searchsorted(mass, uniform * float(mass[-1]), right=True))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
