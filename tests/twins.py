@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-VOCAB = 320
+VOCAB = 600
 COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 48,

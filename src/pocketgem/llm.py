@@ -28,17 +28,17 @@ from pocketgem.engine.loop import Engine, Output
 from pocketgem.engine.request import FinishReason, Request, Sampled, SamplingParams
 from pocketgem.engine.request import Sequence as Running
 from pocketgem.engine.sampler import log_probabilities
-from pocketgem.errors import PromptError, TemplateError, TokenizerError
+from pocketgem.errors import PromptError, TokenizerError, WeightsError
 from pocketgem.model.build import Progress, build_model
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.text.chat import Chat
-from pocketgem.text.parse import Content, Event, OutputParser
+from pocketgem.text.parse import Content, Event, OutputParser, end_ids, opens_thought
 from pocketgem.text.stops import StopStrings
 from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 
-TURN_ENDS = ("<end_of_turn>", "<turn|>", "<|tool_response>")  # stop ids a GGUF file has no list for
+MOST_NAMELESS = 4096  # embedding rows without a token; released models pad by 64 to 256
 HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
 Prompt = str | Sequence[int]
 
@@ -142,6 +142,8 @@ class LLM:
         self.defaults = _defaults(checkpoint, tokenizer)
         self._lock, self._numbers = threading.RLock(), count()
         self._runs: dict[Running, Run] = {}
+        self._chat: Chat | None = None
+        self._nameless = _nameless(checkpoint, tokenizer)
 
     @classmethod
     def load(
@@ -231,14 +233,17 @@ class LLM:
         """Whether the checkpoint brings a chat template."""
         return self.checkpoint.chat_template is not None
 
-    @property
-    def chat_prompts(self) -> Chat:
-        """Messages -> prompt ids by the checkpoint's own template. Raises TemplateError when it has none."""
-        source = self.checkpoint.chat_template
-        if source is None:
-            raise TemplateError(f"{self.checkpoint.where}: no chat template (a base model?); complete plain text instead")
-        tokens = [self.tokenizer.name(id) for id in (self.tokenizer.bos_id, self.tokenizer.eos_id)]
-        return Chat(ChatTemplate(source, bos_token=tokens[0], eos_token=tokens[1]), self.tokenizer)
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        thinking: bool = False,
+    ) -> list[int]:
+        """Messages -> prompt ids by the checkpoint's own template. Raises TemplateError, also when it has none."""
+        if self._chat is None:
+            self._chat = Chat(_template(self.checkpoint, self.tokenizer), self.tokenizer)
+        return self._chat.prompt(messages, tools=tools, thinking=thinking)
 
     def stream_chat(
         self,
@@ -258,7 +263,7 @@ class LLM:
             tools: function declarations for the template. thinking: whether the model may think first.
         Stop strings are looked for in the content only. Raises TemplateError or PromptError.
         """
-        ids = self.chat_prompts.prompt(messages, tools=tools, thinking=thinking)
+        ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
         run = self._start(ids, self._params(params, sampling))
         return self._events(run, on_prefill)
 
@@ -275,7 +280,8 @@ class LLM:
 
     def _events(self, run: Run, on_prefill: Progress | None) -> Iterator[Event | Finished]:
         """Ids of a run -> content and thoughts; stop strings are looked for in the content."""
-        parser, stops = OutputParser(self.tokenizer), StopStrings(run.params.stop)
+        open_thought = opens_thought(self.tokenizer, run.sequence.request.prompt_ids)
+        parser, stops = OutputParser(self.tokenizer, thought_open=open_thought), StopStrings(run.params.stop)
         for output in self._outputs(run, on_prefill):
             events = parser.push(run.visible(output))
             for event in [*events, *(parser.finish() if run.finish is not None else [])]:
@@ -332,6 +338,7 @@ class LLM:
     def _start(self, prompt: Prompt, params: SamplingParams) -> Run:
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
+        params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params
         request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
         with self._lock:
             run = Run(self.engine.submit(request))
@@ -440,8 +447,23 @@ def fast_dtype() -> torch.dtype:
 
 
 def _defaults(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:
-    """The checkpoint's generation config, its stop ids completed by what its vocabulary calls the end of a turn."""
+    """The checkpoint's generation config, its stop ids completed by the tokens that end a turn."""
     stops = checkpoint.generation.get("eos_token_id", list(checkpoint.config.eos_ids))
     known = stops if isinstance(stops, list) else [stops]
-    ends = [id for id in map(tokenizer.token_id, TURN_ENDS) if id is not None]
-    return {**checkpoint.generation, "eos_token_id": [*known, *ends]}
+    return {**checkpoint.generation, "eos_token_id": [*known, *sorted(end_ids(tokenizer))]}
+
+
+def _nameless(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids the model has rows for but the vocabulary no text: padding of the embedding, never to be chosen."""
+    rows = checkpoint.config.vocab_size
+    if rows - tokenizer.vocab_size > MOST_NAMELESS:
+        raise WeightsError(f"{checkpoint.where}: {rows} embeddings for a vocabulary of {tokenizer.vocab_size} tokens")
+    return frozenset(range(tokenizer.vocab_size, rows))
+
+
+def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if checkpoint.chat_template is None:
+        return None
+    ids = (tokenizer.bos_id, tokenizer.eos_id)
+    bos, eos = ("" if id is None else tokenizer.decode([id]) for id in ids)
+    return ChatTemplate(checkpoint.chat_template, bos_token=bos, eos_token=eos)
