@@ -41,10 +41,15 @@ def test_a_store_returns_exactly_what_the_queries_may_see(window: int | None, co
 
 def test_a_sliding_store_stays_bounded() -> None:
     store = LayerStore(layer(16), torch.float32)
-    before = store.nbytes
     for start in range(0, 5000, 50):
         store.append(start, rows(start, 50), rows(start, 50))
-    assert store.nbytes == before
+    assert store.nbytes == 2 * (16 + cache_module.SLACK) * 2 * 4  # k and v, rows, two floats
+
+
+def test_a_wide_window_costs_only_what_is_in_it() -> None:
+    store = LayerStore(layer(1 << 24), torch.float32)
+    store.append(0, rows(0, 3), rows(0, 3))
+    assert len(store.k) == cache_module.FIRST_CAPACITY
 
 
 def test_a_full_store_grows_by_doubling() -> None:

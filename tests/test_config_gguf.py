@@ -124,13 +124,14 @@ def test_rope_freqs_say_how_many_pairs_turn() -> None:
     metadata, shapes = as_gguf(expected("gemma-4-E2B"))
     config = from_gguf(metadata, shapes, [1.0] * 32 + [1e30] * 224)
     assert (config.layers[4].rope.rotated_pairs, config.layers[3].rope.rotated_pairs) == (32, 128)
-    assert from_gguf(metadata, shapes) == expected("gemma-4-E2B")  # without the tensor: a quarter of the head
+    with pytest.raises(FormatError, match=r"rope_freqs.weight is missing"):  # no guess: the file must say
+        from_gguf(metadata, shapes)
 
 
 def test_a_period_stands_for_a_pattern() -> None:
     metadata, shapes = as_gguf(expected("gemma-4-E2B"))
     metadata["gemma4.attention.sliding_window_pattern"] = 5
-    assert from_gguf(metadata, shapes) == expected("gemma-4-E2B")
+    assert from_gguf(metadata, shapes, FREQS) == expected("gemma-4-E2B")
 
 
 def test_early_gemma3n_files_do_not_say_what_is_shared() -> None:
@@ -238,7 +239,7 @@ def test_tensors_that_tell_a_size(name: str, tensor: str, shape: tuple[int, ...]
     metadata, shapes = as_gguf(expected(name))
     del shapes[tensor]
     with pytest.raises(FormatError, match=tensor):
-        from_gguf(metadata, shapes if shape is None else shapes | {tensor: shape})
+        from_gguf(metadata, shapes if shape is None else shapes | {tensor: shape}, FREQS)
 
 
 VALUES = st.one_of(

@@ -71,6 +71,7 @@ def _layers(
     widths = meta.ints("feed_forward_length", count)
     cutoffs = _sparsity_cutoffs(meta, count) if family == "gemma3n" else [None] * count
     window = meta.int("attention.sliding_window", {"gemma3": 4096, "gemma3n": 512, "gemma4": 512}[family])
+    value_is_key = _values_are_keys(meta, types[: count - shared], shapes) if family == "gemma4" else False
     layers = []
     for index, kind in enumerate(types):
         head_dim = _head_dim(meta, kind)
@@ -85,11 +86,19 @@ def _layers(
                 intermediate_size=widths[index],
                 kv_layer=kv_layer,
                 rope=_rope(meta, family, kind, head_dim, rope_freqs),
-                value_is_key=f"blk.{kv_layer}.attn_v.weight" not in shapes and family == "gemma4" and kind == FULL,
+                value_is_key=value_is_key and kind == FULL,
                 sparsity_cutoff=cutoffs[index],
             )
         )
     return tuple(layers)
+
+
+def _values_are_keys(meta: Fields, writers: list[str], shapes: Shapes) -> bool:
+    """No key says so: the full layers have no value projection, all of them. One alone without it is damage."""
+    absent = {f"blk.{i}.attn_v.weight" not in shapes for i, kind in enumerate(writers) if kind == FULL}
+    if len(absent) > 1:
+        raise FormatError(f"{meta.where}: some full layers have tensor attn_v and some lack it")
+    return absent == {True}
 
 
 def _layer_types(meta: Fields, family: Family, count: int) -> list[str]:
@@ -129,7 +138,7 @@ def _rope(meta: Fields, family: Family, kind: str, head_dim: int, freqs: Sequenc
 def _rotated_pairs(meta: Fields, head_dim: int, freqs: Sequence[float] | None) -> int:
     """Gemma 4 writes its partial rope as divisors: ones, then 1e30 for the pairs that stand still."""
     if freqs is None:
-        return head_dim // 8
+        raise FormatError(f"{meta.where}: tensor rope_freqs.weight is missing; without it full layers turn wrongly")
     turning = sum(1 for value in freqs if value < UNROTATED)
     still = all(value >= UNROTATED for value in freqs[turning:])  # NaN is neither turning nor still
     if len(freqs) != head_dim // 2 or not still or any(value != 1.0 for value in freqs[:turning]):

@@ -1,8 +1,8 @@
 """Keys and values of past tokens, and the step that reads and writes them.
 
-A layer's store is one contiguous buffer of rows ``[capacity, kv_heads, head_dim]``. Sliding layers keep their window in
-a buffer a little longer than it and compact when the end is reached, so that what attention reads is always one
-contiguous slice: a ring without the wrap. Full layers grow by doubling.
+A layer's store is one contiguous buffer of rows ``[capacity, kv_heads, head_dim]`` that grows by doubling. On sliding
+layers it stops at the window and a little slack, and compacts when the end is reached, so that what attention reads is
+always one contiguous slice: a ring without the wrap.
 
 Writes go to absolute positions, and only ``Step.commit`` moves a sequence on. After a step that failed half-way a store
 either still holds all that a second try needs, or refuses it: never a shorter past in silence.
@@ -21,6 +21,7 @@ from pocketgem.errors import RunError
 
 SLACK = 64  # decode steps between two compactions of a sliding buffer
 FIRST_CAPACITY = 256
+UNBOUNDED = 1 << 62  # rows a full layer may hold
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class LayerStore:
         self.row = (layer.num_kv_heads, layer.head_dim)
         self.dtype = dtype
         self.first = 0  # position of the buffer's row 0
-        capacity = FIRST_CAPACITY if layer.window is None else layer.window + SLACK
+        self.most = UNBOUNDED if layer.window is None else layer.window + SLACK
+        capacity = min(self.most, FIRST_CAPACITY)
         self.k, self.v = self._empty(capacity), self._empty(capacity)
 
     def _empty(self, capacity: int) -> Tensor:
@@ -55,34 +57,29 @@ class LayerStore:
         oldest = 0 if self.window is None else max(0, start - self.window + 1)
         if oldest < self.first:
             raise RunError(f"cache: tokens {oldest} to {self.first - 1} are gone after a failed step; prefill again")
-        return self._append_full(start, k, v) if self.window is None else self._append_sliding(start, oldest, k, v)
-
-    def _append_full(self, start: int, k: Tensor, v: Tensor) -> KeysValues:
-        end = start + len(k)
+        used, end = start - self.first, start - self.first + len(k)
+        if end > self.most:
+            return self._compact(oldest, used, k, v)
         if end > len(self.k):
-            self.k, self.v = self._grown(self.k, start, end), self._grown(self.v, start, end)
-        self.k[start:end], self.v[start:end] = k, v
-        return KeysValues(self.k[:end], self.v[:end], 0)
+            self.k, self.v = self._grown(self.k, used, end), self._grown(self.v, used, end)
+        self.k[used:end], self.v[used:end] = k, v
+        return KeysValues(self.k[oldest - self.first : end], self.v[oldest - self.first : end], oldest)
 
     def _grown(self, old: Tensor, used: int, needed: int) -> Tensor:
-        new = self._empty(max(needed, 2 * len(old)))
+        new = self._empty(min(self.most, max(needed, 2 * len(old))))
         new[:used] = old[:used]
         return new
 
-    def _append_sliding(self, start: int, oldest: int, k: Tensor, v: Tensor) -> KeysValues:
-        begin, used = oldest - self.first, start - self.first
-        if used + len(k) <= len(self.k):
-            self.k[used : used + len(k)], self.v[used : used + len(k)] = k, v
-            end = used + len(k)
-            return KeysValues(self.k[begin:end], self.v[begin:end], oldest)
+    def _compact(self, oldest: int, used: int, k: Tensor, v: Tensor) -> KeysValues:
+        """The end of a sliding buffer: what the new rows see is put together aside, its last window kept."""
+        begin = oldest - self.first
         seen = KeysValues(torch.cat((self.k[begin:used], k)), torch.cat((self.v[begin:used], v)), oldest)
-        self._keep_last(seen, len(self.k) - SLACK)
-        return seen
-
-    def _keep_last(self, seen: KeysValues, window: int) -> None:
-        kept = min(len(seen.k), window)
+        kept = min(len(seen.k), self.most - SLACK)
+        if kept > len(self.k):
+            self.k, self.v = self._grown(self.k, 0, self.most), self._grown(self.v, 0, self.most)
         self.k[:kept], self.v[:kept] = seen.k[-kept:], seen.v[-kept:]
-        self.first = seen.first + len(seen.k) - kept
+        self.first = oldest + len(seen.k) - kept
+        return seen
 
     def fork(self) -> LayerStore:
         twin = object.__new__(LayerStore)

@@ -8,7 +8,9 @@ this page has no size of its own. Source: transformers' gemma3 and gemma4, the o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from pocketgem.config import ExpertsConfig, LayerConfig, ModelConfig
 from pocketgem.model import ops
 from pocketgem.model.cache import Cache, KeysValues, Step
 from pocketgem.model.experts import Experts, Router
-from pocketgem.model.layers import MLP, Ask, Attention, Embedding, Linear, RMSNorm, RotaryTables
+from pocketgem.model.layers import MLP, Ask, Attention, Block, Embedding, Linear, RMSNorm, RotaryTables
 from pocketgem.model.per_layer import PerLayerGate, PerLayerInputs
 
 
@@ -78,7 +80,7 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         dense: Tensor = self.mlp(self.pre_feedforward_layernorm(x))
-        return dense if self.routed is None else self.routed(x, dense)
+        return dense if self.routed is None else cast(Tensor, self.routed(x, dense))
 
 
 class Gemma(nn.Module):
@@ -123,7 +125,7 @@ class Gemma(nn.Module):
     def run_layers(self, inputs: Inputs, step: Step) -> Tensor:
         x, vectors, tables = inputs.x, inputs.per_layer, self.tables.at(step.positions, inputs.x.dtype)
         shared: dict[int, tuple[KeysValues, ...]] = {}
-        for layer, block in zip(self.config.layers, self.layers, strict=True):
+        for layer, block in zip(self.config.layers, cast(Iterable[Block], self.layers), strict=True):
             x, normed = block.enter(x)
             writes, attend = layer.writes_kv, block.self_attn
             seen = attend.keys(normed, tables[layer.rope], step) if writes else shared[layer.kv_layer]

@@ -76,7 +76,7 @@ class AltUp(nn.Module):
 
     def correct(self, predicted: Tensor, activated: Tensor) -> Tensor:
         innovation = activated - predicted[:, self.active]  # [rows, hidden]
-        coefs = self.correction_coefs(self.modalities(activated)) + 1.0  # [rows, inputs]
+        coefs: Tensor = self.correction_coefs(self.modalities(activated)) + 1.0  # [rows, inputs]
         return predicted + coefs[:, :, None] * innovation[:, None]
 
 
@@ -111,7 +111,7 @@ class Gemma3nLayer(nn.Module):
 
     def activate(self, x: Tensor, normed: Tensor, ask: Ask) -> Tensor:
         attended = x + self.post_attention_layernorm(self.self_attn(normed, ask))
-        x = (attended + self.laurel(normed)) * 2**-0.5
+        x = (attended + self.laurel(normed)) * 0.5**0.5
         out: Tensor = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         return out
 

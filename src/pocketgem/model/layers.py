@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,18 @@ class Attention(nn.Module):
             out[rows] = ops.attention(q[rows], past.k, past.v, mask, self.scale)
         projected: Tensor = self.o_proj(out.view(len(x), -1))
         return projected
+
+
+class Block(Protocol):
+    """What the loop over layers needs of one, whatever the family."""
+
+    self_attn: Attention
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual rows, and the normed rows that attention sees."""
+
+    def __call__(self, x: Tensor, normed: Tensor, vector: Tensor | None, ask: Ask) -> Tensor:
+        """Attention and all that follows, for rows whose keys are stored."""
 
 
 class RotaryTables:

@@ -29,9 +29,9 @@ class PerLayerInputs(nn.Module):
 
     def forward(self, ids: Tensor, x: Tensor) -> Tensor:
         """ids: ``[rows]``; x: scaled input embeddings ``[rows, hidden]``."""
-        context = self.per_layer_model_projection(x) * self.context_scale
-        context = self.per_layer_projection_norm(context.view(len(x), *self.shape))
-        return (context + self._identity(ids).to(x.dtype)) * 2**-0.5
+        projected: Tensor = self.per_layer_model_projection(x) * self.context_scale
+        context: Tensor = self.per_layer_projection_norm(projected.view(len(x), *self.shape))
+        return (context + self._identity(ids).to(x.dtype)) * 0.5**0.5
 
     def _identity(self, ids: Tensor) -> Tensor:
         """The token's own row. Ids past the table (media placeholders of Gemma 3n) take row 0, the padding token's."""
