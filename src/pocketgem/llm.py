@@ -269,7 +269,8 @@ class LLM:
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
-        content, thought = [], []
+        content: list[str] = []
+        thought: list[str] = []
         finish, stats = FinishReason.ABORT, Stats()
         for event in self.stream_chat(messages, **options):
             if isinstance(event, Finished):
@@ -414,7 +415,9 @@ class Run:
 
 
 def _fold(pieces: Iterator[Piece]) -> Completion:
-    text, ids, logprobs = [], [], []
+    text: list[str] = []
+    ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
     finish, stats = FinishReason.ABORT, Stats()
     for piece in pieces:
         text.append(piece.text)
@@ -442,7 +445,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively (half the bytes a token), float32 elsewhere."""
-    features = getattr(torch.cpu, "get_capabilities", dict)()
+    features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
 
 

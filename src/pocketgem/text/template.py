@@ -18,6 +18,8 @@ from pocketgem.text.budget import Limits
 from pocketgem.text.metering import metered
 from pocketgem.text.sandbox import MAX_DEPTH, Sandbox
 
+_JINJA = version("jinja2")
+
 MAX_SOURCE = 1 << 17  # characters; Gemma 4's has 16 thousand, and compiling takes time before any budget runs
 
 # What a request may set beside messages and tools. Everything else in a template's namespace is ours.
@@ -29,7 +31,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str, limits: Limits | None = None) -> None:
         """Compiles ``source``. Raises TemplateError if it is no template, too long, or needs what is not supported."""
-        _check_jinja(version("jinja2"))
+        _check_jinja(_JINJA)
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"the chat template has {len(source)} characters, more than {MAX_SOURCE}")
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
@@ -43,6 +45,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, object]],
+        /,
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         add_generation_prompt: bool = True,
