@@ -28,7 +28,8 @@ fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*) | $(VENV)/bin/python
+# An editable install knows the rooms that were there when it was made: a new one makes it anew.
+$(VENV)/.run: pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/* src/pocketgem/*/__init__.py) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[default-model]"
 	touch $@
 

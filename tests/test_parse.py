@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,8 @@ def merged(events: list[Event]) -> list[Event]:
         ("<|channel>thought\n<channel|>hello", [Content("hello")]),
         ("<|channel>thought<channel|>hello", [Content("hello")]),
         ("<|channel><channel|>hello", [Content("hello")]),
+        ("<|channel>\nhelp\n<channel|>hello", [Thought("help"), Content("hello")]),
+        ("<|channel>\n\n<channel|>hello", [Content("hello")]),
         ("<|channel>thousand words<channel|>hello", [Thought("thousand words"), Content("hello")]),
         ("<|channel>tho<channel|>hello", [Thought("tho"), Content("hello")]),
         ("<|channel>thought\nno end\n", [Thought("no end\n")]),
@@ -126,8 +130,8 @@ def by_segments(ids: list[int], thought_open: bool) -> list[Event]:
             continue
         text, run = tokenizer.decode(run), []
         if label:
-            label = "thought\n".startswith(text)
-            text = "" if text == "thought" else text.removeprefix("thought\n")
+            label = "thought\n".startswith(text) or text == "\n"
+            text = "" if text == "thought" else re.sub(r"\A(thought)?\n", "", text)
         if kind is Thought and marker == "<channel|>":
             text = text.removesuffix("\n")
         events.append(kind(text))

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from pocketgem import LLM, SamplingParams
-from pocketgem.llm import Score
+from pocketgem.answers import Score
 
 pytestmark = pytest.mark.weights
 TEXT = Path(__file__).parents[1] / "LICENSE"  # English of known length that every clone has

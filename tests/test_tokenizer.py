@@ -409,29 +409,46 @@ def model(**changes: object) -> dict[str, object]:
     return {**document, "model": {**document["model"], **changes}}
 
 
-DAMAGED_JSON = {
-    "not JSON": (b"{", "EOF|expected"),
-    "not UTF-8": (b"\xff\xfe", "expected|UTF-8|utf-8"),
-    "nothing": (b"", "EOF|expected"),
-    "deep": (b"[" * 100_000, "expected|recursion"),
-    "another model": (
-        pipeline(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
-        "not a Gemma tokenizer",
-    ),
-    "no byte fallback": (model(byte_fallback=False), "not a Gemma tokenizer"),
-    "dropout": (model(dropout=0.5), "not a Gemma tokenizer"),
-    "prefixes": (model(continuing_subword_prefix="##", merges=[]), "not a Gemma tokenizer"),
-    "another normalizer": (pipeline(normalizer={"type": "Lowercase"}), "not a Gemma tokenizer"),
-    "no normalizer": (pipeline(normalizer=None), "not a Gemma tokenizer"),
-    "another pre-tokenizer": (pipeline(pre_tokenizer={"type": "Whitespace"}), "not a Gemma tokenizer"),
-    "a regular expression": (
-        pipeline(
-            pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-        ),
-        "not a Gemma tokenizer",
-    ),
+NOT_GEMMA = "not a Gemma tokenizer"
+REGEX = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+DAMAGED_JSON: dict[str, tuple[object, str]] = {
+    "not JSON": (b"{", "is not JSON"),
+    "not UTF-8": (b"\xff\xfe", "is not JSON"),
+    "nothing": (b"", "is not JSON"),
+    "deep": (b"[" * 100_000, "is not JSON"),
+    "a list": ([], "must be a JSON object"),
+    "no model": (pipeline(model=None), "model must be a JSON object"),
+    "another model": (model(type="WordLevel"), NOT_GEMMA),
+    "no byte fallback": (model(byte_fallback=False), NOT_GEMMA),
+    "dropout": (model(dropout=0.5), NOT_GEMMA),
+    "a prefix, which aborts the library": (model(continuing_subword_prefix="a"), NOT_GEMMA),
+    "a suffix": (model(end_of_word_suffix="a"), NOT_GEMMA),
+    "merges ignored": (model(ignore_merges=True), NOT_GEMMA),
+    "another normalizer": (pipeline(normalizer={"type": "Lowercase"}), NOT_GEMMA),
+    "no normalizer": (pipeline(normalizer=None), NOT_GEMMA),
+    "another pre-tokenizer": (pipeline(pre_tokenizer={"type": "Whitespace"}), NOT_GEMMA),
+    "a regular expression": (pipeline(pre_tokenizer=REGEX), NOT_GEMMA),
+    "no tokens": (model(vocab={}), "vocab must be a JSON object"),
+    "a list of tokens": (model(vocab=["a"]), "vocab must be a JSON object"),
+    "a token without a number": (model(vocab={"a": None}), "every token a number"),
     "a huge id": (model(vocab={"a": 1 << 31}, merges=[]), "numbers its tokens"),
-    "no bytes": (model(vocab={"a": 0, "<bos>": 1}, merges=[]), "256 byte tokens"),
+    "an id below zero": (model(vocab={"a": -1}, merges=[]), "numbers its tokens"),
+    "an id twice": (model(vocab={"a": 400, "b": 400}, merges=[]), "id of its own"),
+    "half a character": (model(vocab={"\ud800": 400}, merges=[]), "not UTF-8"),
+    "no bytes": (model(vocab={"a": 400}, merges=[]), "256 byte tokens"),
+    "merges of three": (model(merges=[["a", "b", "c"]]), "pairs of tokens"),
+    "merges of numbers": (model(merges=[[1, 2]]), "pairs of tokens"),
+    "merges of one": (model(merges=["ab"]), "pairs of tokens"),
+    "no merges": (model(merges=None), "pairs of tokens"),
+    "unknown merges": (model(merges=["q zz"]), "out of vocabulary"),
+    "no added tokens": (pipeline(added_tokens=None), "added_tokens must be a list"),
+    "added nothing": (pipeline(added_tokens=[None]), "an added token must be"),
+    "added without id": (pipeline(added_tokens=[{"content": "a", "special": True}]), "an added token must have"),
+    "added far away": (pipeline(added_tokens=[{"content": "a", "id": 1 << 40, "special": True}]), "numbers its tokens"),
+    "added by the million": (
+        pipeline(added_tokens=[{"content": f"u{n}", "id": 999 + n, "special": False} for n in range(9000)]),
+        "user-defined tokens, more than",
+    ),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob
     from pocketgem.engine.request import FinishReason, SamplingParams
     from pocketgem.errors import (
         CheckpointError,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         WeightsError,
     )
-    from pocketgem.llm import LLM, Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob
+    from pocketgem.llm import LLM
     from pocketgem.text.parse import Content, Thought
 
 __version__ = "0.1.0"
@@ -53,11 +54,17 @@ __all__ = [
     "__version__",
 ]
 
-_ROOMS = {"FinishReason": "engine.request", "SamplingParams": "engine.request", "Content": "text.parse", "Thought": "text.parse"}
+_ROOMS = {
+    "LLM": "llm",
+    "FinishReason": "engine.request",
+    "SamplingParams": "engine.request",
+    "Content": "text.parse",
+    "Thought": "text.parse",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'pocketgem' has no attribute {name!r}")
-    room = _ROOMS.get(name) or ("errors" if name.endswith("Error") else "llm")
+    room = _ROOMS.get(name) or ("errors" if name.endswith("Error") else "answers")
     return getattr(import_module(f"pocketgem.{room}"), name)

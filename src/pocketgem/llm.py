@@ -11,126 +11,33 @@ The streaming form is the real one; the other is a fold over it.
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob, fold
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.engine.loop import Engine, Output
 from pocketgem.engine.request import FinishReason, Request, Sampled, SamplingParams
-from pocketgem.engine.request import Sequence as Running
 from pocketgem.engine.sampler import log_probabilities
-from pocketgem.errors import PromptError, TokenizerError, WeightsError
+from pocketgem.errors import PromptError
+from pocketgem.flight import Flights, Run
 from pocketgem.model.build import Progress, build_model
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
+from pocketgem.parts import defaults_of, fast_dtype, nameless_ids, template_of, tokenizer_of
 from pocketgem.text.chat import Chat
-from pocketgem.text.parse import Content, Event, OutputParser, end_ids, opens_thought
+from pocketgem.text.parse import Content, Event, OutputParser, opens_thought
 from pocketgem.text.stops import StopStrings
-from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 
-MOST_NAMELESS = 4096  # embedding rows without a token; released models pad by 64 to 256
 HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """One generated or scored token: natural log-probability under the model, and the best alternatives."""
-
-    id: int
-    text: str
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts and seconds of one request."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0  # prompt tokens whose keys were already cached
-    completion_tokens: int = 0
-    prefill_seconds: float = 0.0  # from submission to the first token
-    decode_seconds: float = 0.0  # from the first token to the last
-
-    @property
-    def prefill_rate(self) -> float | None:
-        """Prompt tokens read a second, None where nothing was measured."""
-        read = self.prompt_tokens - self.reused_tokens
-        return read / self.prefill_seconds if self.prefill_seconds > 0 else None
-
-    @property
-    def decode_rate(self) -> float | None:
-        """Tokens a second after the first one, None where there is only one."""
-        return (self.completion_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one step added to a completion. ``finish`` stands in the last piece, with the statistics."""
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish: FinishReason | None = None
-    stats: Stats | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole continuation."""
-
-    text: str
-    ids: tuple[int, ...]
-    finish: FinishReason
-    stats: Stats
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The last event of a chat stream."""
-
-    finish: FinishReason
-    stats: Stats
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A whole answer: what the person reads, and what the model thought before."""
-
-    content: str
-    thought: str
-    finish: FinishReason
-    stats: Stats
-
-    @property
-    def message(self) -> dict[str, object]:
-        """The answer as a message for the next turn's history."""
-        return {"role": "assistant", "content": self.content}
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-probabilities of a text. ``logprobs[i]`` belongs to ``ids[i + 1]``: the first token has no past to be judged by."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """Sum in nats."""
-        return sum(self.logprobs)
 
 
 class LLM:
@@ -139,11 +46,11 @@ class LLM:
     def __init__(self, model: Gemma, tokenizer: Tokenizer, checkpoint: Checkpoint, *, context: int | None = None) -> None:
         self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
         self.engine = Engine(model, context=context)
-        self.defaults = _defaults(checkpoint, tokenizer)
-        self._lock, self._numbers = threading.RLock(), count()
-        self._runs: dict[Running, Run] = {}
+        self.defaults = defaults_of(checkpoint, tokenizer)
+        self.flights = Flights(self.engine)
+        self._numbers = count()
         self._chat: Chat | None = None
-        self._nameless = _nameless(checkpoint, tokenizer)
+        self._nameless = nameless_ids(checkpoint, tokenizer)
 
     @classmethod
     def load(
@@ -166,7 +73,7 @@ class LLM:
         Raises CheckpointError (missing, damaged, unsupported) or PromptError (bad option).
         """
         checkpoint = open_checkpoint(resolve(model, offline=offline))
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = tokenizer_of(checkpoint)
         return cls(build_model(checkpoint, dtype or fast_dtype(), progress), tokenizer, checkpoint, context=context)
 
     # ---- text ------------------------------------------------------------------------------------------------------
@@ -195,7 +102,7 @@ class LLM:
 
     def generate(self, prompt: Prompt, *, params: SamplingParams | None = None, **sampling: Any) -> Completion:
         """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
-        return _fold(self.stream(prompt, params=params, **sampling))
+        return fold(self.stream(prompt, params=params, **sampling))
 
     def generate_many(
         self, prompts: Sequence[Prompt], *, params: SamplingParams | None = None, **sampling: Any
@@ -203,15 +110,15 @@ class LLM:
         """Continue several texts side by side, batched through the model; answers in the prompts' order."""
         params = self._params(params, sampling)
         runs = [self._start(prompt, params) for prompt in prompts]
-        return [_fold(self._pieces(run, None)) for run in runs]
+        return [fold(self._pieces(run, None)) for run in runs]
 
     def _pieces(self, run: Run, on_prefill: Progress | None) -> Iterator[Piece]:
         """Ids of a run -> text, cut at the first stop string and never showing a part of one."""
         decoder, stops = self.tokenizer.stream(), StopStrings(run.params.stop)
-        for output in self._outputs(run, on_prefill):
+        for output in self.flights.outputs(run, on_prefill):
             text, stopped = stops.push(decoder.push(run.visible(output)))
             if stopped:
-                self._end(run)
+                self.flights.end(run)
             elif run.finish is not None:
                 text += _finished_text(decoder.finish(), stops)
             yield self._piece(run, output, text)
@@ -242,7 +149,7 @@ class LLM:
     ) -> list[int]:
         """Messages -> prompt ids by the checkpoint's own template. Raises TemplateError, also when it has none."""
         if self._chat is None:
-            self._chat = Chat(_template(self.checkpoint, self.tokenizer), self.tokenizer)
+            self._chat = Chat(template_of(self.checkpoint, self.tokenizer), self.tokenizer)
         return self._chat.prompt(messages, tools=tools, thinking=thinking)
 
     def stream_chat(
@@ -283,14 +190,14 @@ class LLM:
         """Ids of a run -> content and thoughts; stop strings are looked for in the content."""
         open_thought = opens_thought(self.tokenizer, run.sequence.request.prompt_ids)
         parser, stops = OutputParser(self.tokenizer, thought_open=open_thought), StopStrings(run.params.stop)
-        for output in self._outputs(run, on_prefill):
+        for output in self.flights.outputs(run, on_prefill):
             events = parser.push(run.visible(output))
             for event in [*events, *(parser.finish() if run.finish is not None else [])]:
                 shown, stopped = stops.push(event.text) if isinstance(event, Content) else (event.text, False)
                 if shown:
                     yield replace(event, text=shown)
                 if stopped:
-                    self._end(run)
+                    self.flights.end(run)
                     break
         if rest := stops.finish():
             yield Content(rest)
@@ -312,7 +219,7 @@ class LLM:
             piece, targets = ids[start : start + chunk], ids[start + 1 : start + chunk + 1]
             piece = piece[: len(targets)]
             step = Step.packed([cache], [len(piece)], logits=[len(piece)])
-            with self._lock:
+            with self.flights.lock:
                 hidden = self.model(self.model.embed(torch.tensor(piece)), step)
             step.commit()
             found += self._target_logprobs(hidden, targets)
@@ -341,132 +248,10 @@ class LLM:
             raise PromptError("the prompt is empty; give some text to continue")
         params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params
         request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
-        with self._lock:
-            run = Run(self.engine.submit(request))
-            self._runs[run.sequence] = run
-        return run
-
-    def _outputs(self, run: Run, on_prefill: Progress | None) -> Iterator[Output]:
-        """The run's outputs as the engine makes them. Whoever waits drives the engine, for all runs at once."""
-        try:
-            while run.inbox or run.finish is None:
-                while run.inbox:
-                    output = run.inbox.popleft()
-                    if on_prefill is not None and output.sampled is None:
-                        on_prefill(output.prefilled, run.sequence.num_prompt)
-                    yield output
-                if run.finish is None:
-                    self._advance()
-        finally:
-            self._end(run, FinishReason.ABORT)
-
-    def _advance(self) -> None:
-        with self._lock:
-            for output in self.engine.step():
-                self._runs[output.sequence].take(output)
-
-    def _end(self, run: Run, reason: FinishReason = FinishReason.STOP) -> None:
-        with self._lock:
-            self.engine.abort(run.sequence, reason)
-            self._runs.pop(run.sequence, None)
-
-
-@dataclass
-class Run:
-    """A request in flight: its outputs not yet read, and its clock."""
-
-    sequence: Running
-    inbox: deque[Output] = field(default_factory=deque)
-    began: float = field(default_factory=time.perf_counter)
-    first: float | None = None  # time of the first token
-    last: float = 0.0
-    reused: int | None = None
-
-    @property
-    def params(self) -> SamplingParams:
-        return self.sequence.request.params
-
-    @property
-    def finish(self) -> FinishReason | None:
-        """Why the run ended, once nothing of it is left unread."""
-        return None if self.inbox else self.sequence.finish
-
-    def take(self, output: Output) -> None:
-        self.inbox.append(output)
-        if output.sampled is not None:
-            self.last = time.perf_counter()
-            self.first = self.first or self.last
-
-    def visible(self, output: Output) -> list[int]:
-        """The output's ids that are text: a stop id ends the answer and is no part of it."""
-        sampled = output.sampled
-        return [] if sampled is None or sampled.id in self.params.stop_ids else [sampled.id]
-
-    @property
-    def stats(self) -> Stats:
-        sequence, first = self.sequence, self.first or self.last
-        return Stats(
-            prompt_tokens=sequence.num_prompt,
-            reused_tokens=sequence.num_reused,
-            completion_tokens=len(sequence.output_ids),
-            prefill_seconds=max(first - self.began, 0.0),
-            decode_seconds=self.last - first,
-        )
-
-
-def _fold(pieces: Iterator[Piece]) -> Completion:
-    text: list[str] = []
-    ids: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    finish, stats = FinishReason.ABORT, Stats()
-    for piece in pieces:
-        text.append(piece.text)
-        ids += piece.ids
-        logprobs += piece.logprobs
-        finish, stats = piece.finish or finish, piece.stats or stats
-    return Completion("".join(text), tuple(ids), finish, stats, tuple(logprobs))
+        return self.flights.start(request)
 
 
 def _finished_text(tail: str, stops: StopStrings) -> str:
     """What is left when the ids end: an unfinished character, and text held back as a possible stop."""
     text, stopped = stops.push(tail)
     return text if stopped else text + stops.finish()
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that came with the weights. Raises TokenizerError."""
-    if checkpoint.metadata:
-        return Tokenizer.from_gguf(checkpoint.metadata)
-    folder = checkpoint.location.folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(f"{checkpoint.where}: no tokenizer.json beside the weights")
-    return Tokenizer.from_file(folder / "tokenizer.json")
-
-
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively (half the bytes a token), float32 elsewhere."""
-    features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
-
-
-def _defaults(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:
-    """The checkpoint's generation config, its stop ids completed by the tokens that end a turn."""
-    stops = checkpoint.generation.get("eos_token_id", list(checkpoint.config.eos_ids))
-    known = stops if isinstance(stops, list) else [stops]
-    return {**checkpoint.generation, "eos_token_id": [*known, *sorted(end_ids(tokenizer))]}
-
-
-def _nameless(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids the model has rows for but the vocabulary no text: padding of the embedding, never to be chosen."""
-    rows = checkpoint.config.vocab_size
-    if rows - tokenizer.vocab_size > MOST_NAMELESS:
-        raise WeightsError(f"{checkpoint.where}: {rows} embeddings for a vocabulary of {tokenizer.vocab_size} tokens")
-    return frozenset(range(tokenizer.vocab_size, rows))
-
-
-def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
-    if checkpoint.chat_template is None:
-        return None
-    ids = (tokenizer.bos_id, tokenizer.eos_id)
-    bos, eos = ("" if id is None else tokenizer.decode([id]) for id in ids)
-    return ChatTemplate(checkpoint.chat_template, bos_token=bos, eos_token=eos)

@@ -24,7 +24,7 @@ def _open() -> tuple[ModuleType | None, KernelStatus]:
     if wish != "native":
         return None, KernelStatus(False, f"pure torch, because POCKETGEM_KERNELS={wish}")
     try:
-        from pocketgem.kernels import _native
+        import pocketgem.kernels._native as _native
     except ImportError as error:
         return None, KernelStatus(False, f"pure torch: the compiled kernels are not in this install ({error})")
     return _native, KernelStatus(True, "compiled kernels: rms_norm (portable C++)")

@@ -5,6 +5,8 @@ Source: transformers' gemma4 and gemma3n; both generations share this pipeline.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from pocketgem.config import ModelConfig, PerLayerConfig
 from pocketgem.memory.rows import RowSource
 from pocketgem.model import ops
 from pocketgem.model.layers import Linear, RMSNorm
+
+INPUT_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two
 
 
 class PerLayerInputs(nn.Module):
@@ -21,8 +25,8 @@ class PerLayerInputs(nn.Module):
         super().__init__()
         self.shape = (config.num_layers, per_layer.hidden_size)
         self.vocab_size = per_layer.vocab_size
-        self.context_scale = config.hidden_size**-0.5
-        self.table_scale = per_layer.hidden_size**0.5
+        self.context_scale = 1 / math.sqrt(config.hidden_size)
+        self.table_scale = math.sqrt(per_layer.hidden_size)
         self.per_layer_model_projection = Linear(config.hidden_size, self.shape[0] * self.shape[1])
         self.per_layer_projection_norm = RMSNorm(per_layer.hidden_size, config.rms_norm_eps)
         self.table: RowSource | None = None
@@ -31,7 +35,7 @@ class PerLayerInputs(nn.Module):
         """ids: ``[rows]``; x: scaled input embeddings ``[rows, hidden]``."""
         projected: Tensor = self.per_layer_model_projection(x) * self.context_scale
         context: Tensor = self.per_layer_projection_norm(projected.view(len(x), *self.shape))
-        return (context + self._identity(ids).to(x.dtype)) * 0.5**0.5
+        return (context + self._identity(ids).to(x.dtype)) * INPUT_SCALE
 
     def _identity(self, ids: Tensor) -> Tensor:
         """The token's own row. Ids past the table (media placeholders of Gemma 3n) take row 0, the padding token's."""

@@ -4,7 +4,7 @@ One state machine over tokens, fed any number of ids a step; however they are sp
 Markers are tokens, never text: a model that merely writes "<|channel>" letter by letter has written that text. These,
 and only these, do not come out as text:
 
-- ``<|channel>`` with the label ``thought`` and its newline, where it opens a thought;
+- ``<|channel>`` with the label ``thought``, or none, and its newline;
 - ``<channel|>`` with the newline before it, where it closes one (elsewhere just the token: some prompts open the
   thought themselves);
 - the begin, end and padding tokens, and those that end a turn: ``<turn|>``, ``<end_of_turn>``, ``<|tool_response>``.
@@ -24,7 +24,7 @@ from pocketgem.text.tokenizer import Tokenizer
 _OPEN, _CLOSE, _CALL = "<|channel>", "<channel|>", "<|tool_call>"
 _ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>")
 _SILENT = ("<bos>", "<eos>", "<pad>")
-_LABEL = "thought\n"
+_LABELS = ("thought\n", "\n")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class OutputParser:
             yield Content(text)
             return
         self._held += text
-        if self._state is _State.LABEL and not _LABEL.startswith(self._held):
-            self._held, self._state = self._held.removeprefix(_LABEL), _State.THOUGHT
+        if self._state is _State.LABEL and not any(label.startswith(self._held) for label in _LABELS):
+            self._held, self._state = _without_label(self._held), _State.THOUGHT
         if self._state is _State.THOUGHT:
             ready = self._held.removesuffix("\n")  # one newline waits: it may belong to the closing marker
             self._held = self._held[len(ready) :]
@@ -97,11 +97,16 @@ class OutputParser:
     def _leave(self, state: _State, *, closed: bool) -> Iterator[Event]:
         """Ends the text of the present state, ``closed`` by its marker or not, and goes to ``state``."""
         yield from self._text(self._decoder.finish())
-        if self._state is _State.LABEL and self._held in (_LABEL, _LABEL.strip()):
-            self._held = ""
+        if self._state is _State.LABEL:
+            self._held = "" if self._held == "thought" else _without_label(self._held)
         if not (closed and self._held == "\n"):
             yield Thought(self._held)
         self._held, self._state = "", state
+
+
+def _without_label(text: str) -> str:
+    label = next((label for label in _LABELS if text.startswith(label)), "")
+    return text.removeprefix(label)
 
 
 def end_ids(tokenizer: Tokenizer) -> frozenset[int]:

@@ -101,4 +101,5 @@ def _one_line(error: Exception) -> str:
         return "it calls itself too deeply"
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"{_one_line(ValueError(error.message))} (line {error.lineno})"
-    return re.sub(r"\s+", " ", str(error)).strip()[:300] or type(error).__name__
+    message = re.sub(r"<[^<>]* at 0x\w+>", "<object>", str(error))  # where things lie in memory is nobody's business
+    return re.sub(r"\s+", " ", message).strip()[:300] or type(error).__name__

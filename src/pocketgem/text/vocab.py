@@ -74,8 +74,8 @@ def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
     ids = {text: id for id, text in enumerate(spellings)}
     control = {t: id for (t, id), kind in zip(ids.items(), kinds, strict=True) if kind in (UNKNOWN, CONTROL, UNUSED)}
     return assemble(
-        byte_pair_model(ids, merges),
         ids,
+        merges,
         control=control,
         whole=[text for text, kind in zip(spellings, kinds, strict=True) if kind == USER_DEFINED],
         bos_id=_special_id(metadata, "bos", len(ids)),
@@ -85,8 +85,8 @@ def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
 
 
 def assemble(
-    model: models.BPE,
     ids: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
     *,
     control: Mapping[str, int],
     whole: Sequence[str],
@@ -94,7 +94,7 @@ def assemble(
     eos_id: int | None,
     adds_bos: bool = True,
 ) -> Vocabulary:
-    """The checks and steps that all file formats share. ``whole``: the user-defined tokens."""
+    """The checks and steps that all file formats share. ``merges``: best first. ``whole``: the user-defined tokens."""
     spellings = _by_id(ids)
     control = {**control, **{text: ids[text] for text in control_like(ids)}}
     if bos_id is None:
@@ -105,7 +105,7 @@ def assemble(
         raise TokenizerError("the vocabulary lacks some of the 256 byte tokens <0x00>..<0xFF>, so not all text has ids")
     if single := [text for text in control if len(text) == 1]:
         raise TokenizerError(f"control token {single[0]!r} is a single character, so text could not be told from it")
-    bpe = _match_whole(tokenizers.Tokenizer(model), [text for text in whole if text not in control], ids)
+    bpe = _encoder(ids, merges, [text for text in whole if text not in control])
     return Vocabulary(spellings, control, tuple(byte_ids), bos_id, eos_id, adds_bos, bpe)
 
 
@@ -114,13 +114,8 @@ def control_like(texts: Iterable[str]) -> list[str]:
     return [text for text in texts if text[0] in "<[" and _CONTROL_LIKE.fullmatch(text)]
 
 
-def byte_pair_model(ids: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> models.BPE:
-    """The merging machine of the ``tokenizers`` library; ``merges`` best first."""
-    return guarded(lambda: models.BPE(vocab=dict(ids), merges=list(merges), byte_fallback=True), "the vocabulary")
-
-
 def guarded(build: Callable[[], T], where: str) -> T:
-    """``build()``, with what the native library raises (plain ``Exception``) named as ours."""
+    """``build()``, with whatever a library raises on a stranger's data named as ours."""
     try:
         return build()
     except Exception as error:
@@ -141,15 +136,13 @@ def _by_id(ids: Mapping[str, int]) -> list[str]:
     return spellings
 
 
-def _match_whole(bpe: tokenizers.Tokenizer, whole: Sequence[str], ids: Mapping[str, int]) -> tokenizers.Tokenizer:
+def _encoder(ids: Mapping[str, int], merges: Sequence[tuple[str, str]], whole: Sequence[str]) -> tokenizers.Tokenizer:
     if len(whole) > MAX_WHOLE:
         raise TokenizerError(f"the vocabulary has {len(whole)} user-defined tokens, more than {MAX_WHOLE}")
-    tokens = [AddedToken(text, normalized=False, special=False) for text in whole]
-    guarded(lambda: bpe.add_tokens(tokens), "user-defined tokens")
-    for text in whole:
-        if bpe.token_to_id(text) != ids[text]:
-            raise TokenizerError(f"user-defined token {text[:40]!r} has id {ids[text]}, which its model does not know")
-    return bpe
+    model = guarded(lambda: models.BPE(vocab=dict(ids), merges=list(merges), byte_fallback=True), "the vocabulary")
+    encoder = tokenizers.Tokenizer(model)
+    encoder.add_tokens([AddedToken(text, normalized=False, special=False) for text in whole])
+    return encoder
 
 
 def _typed_tokens(metadata: Mapping[str, object]) -> tuple[list[str], list[int]]:

@@ -1,0 +1,112 @@
+"""What a person gets back: pieces as they come, wholes, and the counts and seconds of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pocketgem.engine.request import FinishReason
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated or scored token: natural log-probability under the model, and the best alternatives."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and seconds of one request."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # prompt tokens whose keys were already cached
+    completion_tokens: int = 0
+    prefill_seconds: float = 0.0  # from submission to the first token
+    decode_seconds: float = 0.0  # from the first token to the last
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens read a second, None where nothing was measured."""
+        read = self.prompt_tokens - self.reused_tokens
+        return read / self.prefill_seconds if self.prefill_seconds > 0 else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens a second after the first one, None where there is only one."""
+        return (self.completion_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step added to a completion. ``finish`` stands in the last piece, with the statistics."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole continuation."""
+
+    text: str
+    ids: tuple[int, ...]
+    finish: FinishReason
+    stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a chat stream."""
+
+    finish: FinishReason
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer: what the person reads, and what the model thought before."""
+
+    content: str
+    thought: str
+    finish: FinishReason
+    stats: Stats
+
+    @property
+    def message(self) -> dict[str, object]:
+        """The answer as a message for the next turn's history."""
+        return {"role": "assistant", "content": self.content}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of a text. ``logprobs[i]`` belongs to ``ids[i + 1]``: the first token has no past to be judged by."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Sum in nats."""
+        return sum(self.logprobs)
+
+
+def fold(pieces: Iterator[Piece]) -> Completion:
+    """A stream as one whole."""
+    text: list[str] = []
+    ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    finish, stats = FinishReason.ABORT, Stats()
+    for piece in pieces:
+        text.append(piece.text)
+        ids += piece.ids
+        logprobs += piece.logprobs
+        finish, stats = piece.finish or finish, piece.stats or stats
+    return Completion("".join(text), tuple(ids), finish, stats, tuple(logprobs))

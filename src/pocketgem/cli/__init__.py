@@ -1,0 +1,56 @@
+"""The command line: one file per verb. ``main`` is the console's entry; torch is loaded inside the verbs, not here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Annotated
+
+import typer
+
+import pocketgem
+from pocketgem.cli.common import HELP, ended, prepare_streams
+from pocketgem.cli.info import show_info
+from pocketgem.cli.run import run_model
+
+# Plain help and plain errors: they look the same in a pipe, and a fault's traceback is ours to show or to hide.
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+)
+app.command("run", context_settings=HELP)(run_model)
+app.command("info", context_settings=HELP)(show_info)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Gemma on the device you own: run a model from its own files, and see what is in them.
+
+    Try: pocketgem run gemma-3-270m "The capital of France is"
+    """
+    if version:
+        print(f"pocketgem {pocketgem.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; every error becomes one line on stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    prepare_streams()
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("pocketgem", list(arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        # The command line may be what is wrong, so whether JSON was asked for is read from it bare.
+        return ended(error, as_json="--json" in takewhile(lambda argument: argument != "--", arguments))

@@ -1,0 +1,69 @@
+"""The options of ``run``, declared once, and what they become: sampling options by the engine's names."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dtype(StrEnum):
+    """What weights become in memory."""
+
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+Model = Annotated[
+    str, typer.Argument(help="A .gguf file, a folder with safetensors, OWNER/NAME on the hub, or gemma-3-270m.")
+]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="The prompt; '-' or nothing reads stdin, at a terminal nothing begins a conversation."),
+]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system turn before the prompt.")]
+Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, even with a chat template.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(help="Tokens to make at most. Default: 256 for plain text, else until the answer ends."),
+]
+Temperature = Annotated[float | None, typer.Option(help="0 always takes the most probable token.")]
+TopK = Annotated[int | None, typer.Option(help="Choose among the K most probable tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Choose among the fewest tokens that hold this share.")]
+MinP = Annotated[float | None, typer.Option(help="Leave out tokens below this share of the best one's.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 weakens all tokens seen so far.")]
+PresencePenalty = Annotated[float | None, typer.Option(help="-2 to 2, against tokens already made.")]
+FrequencyPenalty = Annotated[float | None, typer.Option(help="-2 to 2, for each time a token was made.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given again.")]
+Logprobs = Annotated[int | None, typer.Option(help="With --json: log-probabilities, also of the N best (0 to 20).")]
+Context = Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer together, at most.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads.")]
+DtypeChoice = Annotated[Dtype, typer.Option("--dtype", help="Weights in memory; auto takes what is fastest here.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer and errors.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The sampling options that were given. Raises PromptError for a value out of range, before anything is loaded."""
+    from pocketgem.engine.request import SamplingParams
+
+    wanted = {name: value for name, value in options.items() if value is not None}
+    if "stop" in wanted:
+        wanted["stop"] = tuple(wanted["stop"])
+    SamplingParams(**wanted)
+    return wanted
+
+
+def torch_dtype(choice: Dtype) -> torch.dtype | None:
+    """None for auto."""
+    import torch
+
+    return {Dtype.AUTO: None, Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT32: torch.float32}[choice]

@@ -1,0 +1,160 @@
+"""``pocketgem run``: one prompt and its answer, or a conversation where nobody gave a prompt."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pocketgem.cli.options as o
+from pocketgem.cli.chat import Conversation
+from pocketgem.cli.common import one_line, refuse
+from pocketgem.cli.lines import Lines
+from pocketgem.cli.screen import Screen
+from pocketgem.cli.speech import Manner, Speech, closing_line, speak
+from pocketgem.errors import PromptError
+
+if TYPE_CHECKING:
+    from pocketgem.answers import TokenLogprob
+    from pocketgem.llm import LLM
+
+MAX_PROMPT = 16 << 20  # bytes from stdin; the family's longest context holds about a megabyte of prose
+
+
+def run_model(
+    model: o.Model,
+    prompt: o.Prompt = None,
+    system: o.System = None,
+    think: o.Think = False,
+    raw: o.Raw = False,
+    max_tokens: o.MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    logprobs: o.Logprobs = None,
+    context: o.Context = None,
+    threads: o.Threads = None,
+    dtype: o.DtypeChoice = o.Dtype.AUTO,
+    offline: o.Offline = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Answer a prompt, continue a text, or hold a conversation.
+
+    A model with a chat template answers PROMPT as one turn of a conversation; a base model continues it as plain
+    text. One line break at the end of stdin is dropped. Sampling options not given are the checkpoint's own.
+    """
+    if logprobs is not None and not as_json:
+        refuse("--logprobs needs --json.")
+    if raw and (system is not None or think):
+        refuse("--raw continues plain text, where --system and --think have no meaning.")
+    sampling = o.given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=stop,
+        logprobs=logprobs,
+    )
+    text = read_prompt(prompt)
+    if text is None and (as_json or not sys.stdout.isatty()):
+        refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
+    screen = Screen(quiet=quiet, silent=as_json)
+    llm = _load(model, dtype, screen, context=context, threads=threads, offline=offline)
+    manner = Manner(raw=raw or not llm.can_chat, system=system, thinking=think, sampling=sampling)
+    _check_manner(manner, one_line(model))
+    if text is None:
+        with Lines() as lines:
+            Conversation(llm, manner, lines.read, screen).hold(Path(model).name)
+    else:
+        _answer(llm, manner, text, screen, as_json=as_json)
+
+
+def read_prompt(argument: str | None) -> str | None:
+    """The prompt, or None where a person sits at a terminal and gave none. Raises PromptError for what is no prompt."""
+    if argument is None and sys.stdin is not None and sys.stdin.isatty():
+        return None
+    text = _read_stdin() if argument in (None, "-") else argument
+    if not text:
+        raise PromptError("the prompt is empty; give some text")
+    return text
+
+
+def _read_stdin() -> str:
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_PROMPT + 1)
+    if len(content) > MAX_PROMPT:
+        raise PromptError(f"the prompt on stdin is longer than {MAX_PROMPT >> 20} MiB")
+    try:
+        return content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the prompt on stdin is not UTF-8: bad byte at offset {error.start}") from error
+
+
+def _load(model: str, dtype: o.Dtype, screen: Screen, *, threads: int | None, **options: Any) -> LLM:
+    with screen.waiting(f"loading {Path(model).name}", "bytes") as bar:
+        import torch
+
+        from pocketgem.llm import LLM
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return LLM.load(model, dtype=o.torch_dtype(dtype), progress=bar, **options)
+
+
+def _check_manner(manner: Manner, model: str) -> None:
+    """What only the loaded model could tell: whether it has a chat template."""
+    if manner.raw and (manner.system is not None or manner.thinking):
+        raise PromptError(f"{model}: no chat template (a base model?), so --system and --think have no meaning for it")
+    if not manner.raw and manner.sampling.get("logprobs") is not None:
+        raise PromptError("--logprobs is for plain text; add --raw")
+
+
+def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: bool) -> None:
+    speech = Speech()
+    try:
+        speak(llm, manner, [{"role": "user", "content": text}], speech, screen)
+    finally:
+        screen.end()
+    if as_json:
+        print(json.dumps(_as_data(llm, manner, speech)))
+    elif speech.stats is not None:
+        screen.note(closing_line(speech.stats, speech.finish))
+
+
+def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
+    """The answer as JSON: ``text`` and its ids for a continuation, ``content`` and ``thought`` for a turn."""
+    stats = speech.stats
+    said: dict[str, object] = {"content": speech.content, "thought": speech.thought}
+    if manner.raw:
+        said = {"text": speech.content, "ids": speech.ids}
+    if manner.sampling.get("logprobs") is not None:
+        said["logprobs"] = [_logprob(llm, one) for one in speech.logprobs]
+    said["finish"] = speech.finish
+    if stats is not None:
+        rates = {"prefill_tokens_per_second": stats.prefill_rate, "decode_tokens_per_second": stats.decode_rate}
+        said["stats"] = {**asdict(stats), **rates}
+    return said
+
+
+def _logprob(llm: LLM, one: TokenLogprob) -> dict[str, object]:
+    top = [{"id": id, "text": llm.detokenize([id]), "logprob": _finite(value)} for id, value in one.top]
+    return {"id": one.id, "text": one.text, "logprob": _finite(one.logprob), "top": top}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
