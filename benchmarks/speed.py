@@ -33,7 +33,9 @@ def main() -> None:
     llm = LLM.load(options.model, dtype=DTYPES[options.dtype])
     loaded = time.perf_counter() - began
     llm.engine.prefixes.capacity = 0  # every run reads its whole prompt
-    runs = [measure(llm, options.prompt, options.new, seed) for seed in range(options.runs + 1)][1:]  # the first warms up
+    runs = [measure(llm, options.prompt, options.new, seed) for seed in range(options.runs + 1)][
+        1:
+    ]  # the first warms up
     bandwidth = spread([read_bandwidth() for _ in range(3)])
     report = summary(llm, runs, bandwidth, loaded, options)
     show(report)
@@ -84,7 +86,7 @@ def peak_memory(options: argparse.Namespace) -> float:
     """VmHWM in MiB of a fresh process that loads the model and answers once."""
     code = (
         "import sys, torch; from pocketgem import LLM, SamplingParams\n"
-        "torch.set_num_threads(int(sys.argv[3])); dtype = {'auto': None}.get(sys.argv[2]) or getattr(torch, sys.argv[2], None)\n"
+        "torch.set_num_threads(int(sys.argv[3])); dtype = getattr(torch, sys.argv[2], None)  # 'auto' is no type\n"
         "LLM.load(sys.argv[1], dtype=dtype).generate(list(range(300, 812)), params=SamplingParams(max_tokens=8))\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

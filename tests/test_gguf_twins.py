@@ -1,4 +1,4 @@
-"""The twins written to GGUF and read back: the same shapes, the same logits, the names the format's own library uses."""
+"""The twins written to GGUF and read back: same shapes, same logits, and the names of the format's own library."""
 
 from __future__ import annotations
 

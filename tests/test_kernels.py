@@ -25,7 +25,9 @@ SIZES = st.one_of(st.integers(1, 70), st.sampled_from([255, 256, 257, 640, 1152,
 @given(rows=st.integers(0, 5), dim=SIZES, weighted=st.booleans(), half=st.booleans(), seed=st.integers(0, 99))
 def test_rms_norm_equals_its_twin(rows: int, dim: int, weighted: bool, half: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    x = (torch.randn(rows, dim) * 10 ** torch.empty(rows, 1).uniform_(-3, 3)).to(torch.bfloat16 if half else torch.float32)
+    x = (torch.randn(rows, dim) * 10 ** torch.empty(rows, 1).uniform_(-3, 3)).to(
+        torch.bfloat16 if half else torch.float32
+    )
     weight = torch.randn(dim) if weighted else None
     out = ops.rms_norm(x, weight, 1e-6)
     tolerance = {"rtol": 8e-3, "atol": 1e-6} if half else {"rtol": 2e-6, "atol": 1e-6}  # one bf16 step; a few float32
@@ -85,7 +87,17 @@ def test_an_install_without_a_compiler_is_pure_torch_and_says_so(tmp_path: Path)
     for built in tmp_path.rglob("_native*.so"):
         built.unlink()
     env = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++", "PIP_NO_INPUT": "1"}
-    call = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path / "out"), "-v", str(tmp_path)]
+    call = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path / "out"),
+        "-v",
+        str(tmp_path),
+    ]
     built_log = subprocess.run(call, env=env, capture_output=True, text=True, check=False)
     assert built_log.returncode == 0, built_log.stdout + built_log.stderr
     assert "installed without native kernels (no working C++ compiler)" in built_log.stdout + built_log.stderr

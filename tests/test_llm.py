@@ -145,7 +145,9 @@ def test_logprobs_are_those_that_score_gives(llm: LLM) -> None:
     answer = llm.generate(prompt, params=SamplingParams(max_tokens=8, logprobs=3))
     assert len(answer.logprobs) == 8
     scored = llm.score([*prompt, *answer.ids]).logprobs[-8:]
-    torch.testing.assert_close(torch.tensor([one.logprob for one in answer.logprobs]), torch.tensor(scored), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor([one.logprob for one in answer.logprobs]), torch.tensor(scored), atol=1e-4, rtol=0
+    )
     for one in answer.logprobs:
         assert one.top[0] == pytest.approx((one.id, one.logprob))  # greedy: the chosen id is the best of three
         assert len(one.top) == 3
@@ -193,7 +195,9 @@ def test_threads_take_turns(llm: LLM) -> None:
     texts = ["hello", "world", "the answer", "user turn"]
     expected = [llm.generate(text, params=options) for text in texts]
     found: dict[str, Completion] = {}
-    threads = [threading.Thread(target=lambda t=text: found.update({t: llm.generate(t, params=options)})) for text in texts]
+    threads = [
+        threading.Thread(target=lambda t=text: found.update({t: llm.generate(t, params=options)})) for text in texts
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -206,7 +210,9 @@ def test_prefill_progress_counts_up_to_the_prompt(llm: LLM) -> None:
     llm.engine.prefixes.entries.clear()
     seen: list[tuple[int, int]] = []
     ids = list(range(300, 340))
-    for _ in llm.stream(ids, params=SamplingParams(max_tokens=2), on_prefill=lambda done, total: seen.append((done, total))):
+    for _ in llm.stream(
+        ids, params=SamplingParams(max_tokens=2), on_prefill=lambda done, total: seen.append((done, total))
+    ):
         pass
     llm.engine.scheduler.chunk = before
     assert seen == [(done, 40) for done in (7, 14, 21, 28, 35)]

@@ -1,4 +1,4 @@
-"""Imports run one way through the house. A module may import its own room and rooms lower in this list, never higher."""
+"""Imports run one way through the house: a module may import its own room and rooms lower in this list, no others."""
 
 from __future__ import annotations
 

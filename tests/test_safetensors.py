@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pocketgem.checkpoint.safetensors import INDEX, SINGLE, open_safetensors, parse_header, safetensors_files
+from pocketgem.checkpoint.safetensors import INDEX, MAX_HEADER, SINGLE, open_safetensors, parse_header, safetensors_files
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.errors import CheckpointError, FormatError, UnsupportedError
 from tests import fuzz_checkpoint as fuzz
@@ -129,6 +129,13 @@ def test_the_index_and_the_files_must_agree(tmp_path: Path) -> None:
 def test_bad_indexes_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(FormatError, match=INDEX):
+        open_safetensors(tmp_path)
+
+
+def test_an_endless_index_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / INDEX).open("wb") as out:
+        out.truncate(MAX_HEADER + 1)
+    with pytest.raises(FormatError, match=f"{MAX_HEADER + 1} bytes, more than"):
         open_safetensors(tmp_path)
 
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.errors import TokenizerError
+from pocketgem.text.chat import Chat
+from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 from tests import text_fixtures as fixtures
 
@@ -440,6 +442,7 @@ DAMAGED_JSON: dict[str, tuple[object, str]] = {
     "merges of numbers": (model(merges=[[1, 2]]), "pairs of tokens"),
     "merges of one": (model(merges=["ab"]), "pairs of tokens"),
     "no merges": (model(merges=None), "pairs of tokens"),
+    "half a character to merge": (model(merges=[["a", "\ud800"]]), "merges are not UTF-8"),
     "unknown merges": (model(merges=["q zz"]), "out of vocabulary"),
     "no added tokens": (pipeline(added_tokens=None), "added_tokens must be a list"),
     "added nothing": (pipeline(added_tokens=[None]), "an added token must be"),
@@ -535,3 +538,13 @@ def test_the_real_vocabulary_keeps_control_tokens_out_of_text(real: Tokenizer) -
     assert real.special_ids.isdisjoint(real.encode(text, add_bos=False))
     assert real.decode(real.encode(text, add_bos=False)) == text
     assert real.encode("<start_of_turn>user\nhi", parse_special=True) == [2, 105, 2364, 107, 2202]
+
+
+@pytest.mark.weights
+def test_no_name_of_a_real_control_token_in_a_message_becomes_one(real: Tokenizer) -> None:
+    source = (fixtures.DATA / "gemma3_like.jinja").read_text(encoding="utf-8")
+    chat = Chat(ChatTemplate(source, bos_token="<bos>", eos_token="<eos>"), real)
+    hostile = "".join(sorted(real.special_tokens))
+    ids, plain = (chat.prompt([{"role": "user", "content": text}]) for text in (hostile, "x"))
+    assert [id for id in ids if id in real.special_ids] == [id for id in plain if id in real.special_ids]
+    assert hostile in real.decode(ids)

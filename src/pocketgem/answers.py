@@ -87,7 +87,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities of a text. ``logprobs[i]`` belongs to ``ids[i + 1]``: the first token has no past to be judged by."""
+    """Log-probabilities of a text. ``logprobs[i]`` is that of ``ids[i + 1]``: the first token has no past to go by."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]

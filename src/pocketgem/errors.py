@@ -1,15 +1,15 @@
 """What can go wrong, as a tree. Every error a user can cause says what, where and what to do.
 
-    PocketgemError
-    ├── InputError               the caller's input is bad: exit code 2, HTTP 4xx
-    │   ├── CheckpointError      a model file or folder is missing, damaged or not what it claims
-    │   │   ├── FormatError          bytes that are not valid GGUF / safetensors / JSON
-    │   │   ├── UnsupportedError     valid, but an architecture, type or feature we do not run
-    │   │   └── WeightsError         tensors missing, surplus or of the wrong shape
-    │   ├── TokenizerError       the vocabulary is damaged, or text that cannot become ids
-    │   ├── TemplateError        the chat template is missing, refuses the messages or breaks its limits
-    │   └── PromptError          empty or over-long prompt, bad sampling option
-    └── RunError                 the run itself failed: exit code 1, HTTP 5xx
+PocketgemError
+├── InputError               the caller's input is bad: exit code 2, HTTP 4xx
+│   ├── CheckpointError      a model file or folder is missing, damaged or not what it claims
+│   │   ├── FormatError          bytes that are not valid GGUF / safetensors / JSON
+│   │   ├── UnsupportedError     valid, but an architecture, type or feature we do not run
+│   │   └── WeightsError         tensors missing, surplus or of the wrong shape
+│   ├── TokenizerError       the vocabulary is damaged, or text that cannot become ids
+│   ├── TemplateError        the chat template is missing, refuses the messages or breaks its limits
+│   └── PromptError          empty or over-long prompt, bad sampling option
+└── RunError                 the run itself failed: exit code 1, HTTP 5xx
 """
 
 

@@ -43,7 +43,9 @@ Prompt = str | Sequence[int]
 class LLM:
     """A model, its tokenizer and its template, ready to answer. Calls from several threads take turns."""
 
-    def __init__(self, model: Gemma, tokenizer: Tokenizer, checkpoint: Checkpoint, *, context: int | None = None) -> None:
+    def __init__(
+        self, model: Gemma, tokenizer: Tokenizer, checkpoint: Checkpoint, *, context: int | None = None
+    ) -> None:
         self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
         self.engine = Engine(model, context=context)
         self.defaults = defaults_of(checkpoint, tokenizer)
@@ -87,7 +89,12 @@ class LLM:
         return self.tokenizer.decode(ids)
 
     def stream(
-        self, prompt: Prompt, *, on_prefill: Progress | None = None, params: SamplingParams | None = None, **sampling: Any
+        self,
+        prompt: Prompt,
+        *,
+        on_prefill: Progress | None = None,
+        params: SamplingParams | None = None,
+        **sampling: Any,
     ) -> Iterator[Piece]:
         """Continue a text, yielding pieces as they come. Leaving the loop early ends the request and frees its cache.
 
@@ -165,7 +172,7 @@ class LLM:
         """Answer messages, yielding Content and Thought events as they come and one Finished at the end.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}`` in order. Thoughts of past turns are
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}`` in order. Past turns' thoughts are
                 dropped by Gemma's rule, whatever the caller sends back.
             tools: function declarations for the template. thinking: whether the model may think first.
         Stop strings are looked for in the content only. Raises TemplateError or PromptError.

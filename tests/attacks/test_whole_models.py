@@ -1,4 +1,4 @@
-"""G4, G5, G10, G13: a file that opens must also survive its first tokens, or be refused by name. Survival at load is not enough."""
+"""G4, G5, G10, G13: a file that opens must survive its first tokens too, or be refused by name."""
 
 from __future__ import annotations
 
@@ -22,8 +22,28 @@ from pocketgem.errors import PocketgemError
 from tests.text_fixtures import gemma4_metadata, spm_metadata
 from tests.twins import make_twin
 
-ABSURD: list[object] = [0, 1, 2, 3, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, -1, 0.0, -1.5, 1e38, "text", "", True, [], [0], [1, 2]]
+ABSURD: list[object] = [
+    0,
+    1,
+    2,
+    3,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    -1,
+    0.0,
+    -1.5,
+    1e38,
+    "text",
+    "",
+    True,
+    [],
+    [0],
+    [1, 2],
+]
 LAYOUTS = {"gemma3": spm_metadata, "gemma3n": spm_metadata, "E2B": gemma4_metadata, "26B-A4B": gemma4_metadata}
+ANSWERS = ("ran", "FormatError", "UnsupportedError", "WeightsError", "TokenizerError", "CheckpointError", "PromptError")
 SOME_TOKENS = SamplingParams(max_tokens=3)
 
 
@@ -40,9 +60,7 @@ def use(path: Path) -> str:
     try:
         LLM.load(path, dtype=torch.float32).generate([5, 6, 7, 8, 9, 10, 11, 12, 13, 14], params=SOME_TOKENS)
     except PocketgemError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 600
-        return type(error).__name__
+        return type(error).__name__ if "\n" not in str(error) and len(str(error)) < 600 else f"unreadable: {error}"
     return "ran"
 
 
@@ -51,7 +69,9 @@ def rewritten(seed: Path, path: Path, **changes: object) -> Path:
     file = GGUFFile.open(seed)
     metadata = {key: value for key, value in file.metadata.items() if key != "general.architecture"} | changes
     kept = {key: value for key, value in metadata.items() if value is not None and value != []}
-    write_gguf(path, file.architecture, kept, ((name, one.dense(), StoredType.F32) for name, one in file.tensors.items()))
+    write_gguf(
+        path, file.architecture, kept, ((name, one.dense(), StoredType.F32) for name, one in file.tensors.items())
+    )
     return path
 
 
@@ -65,7 +85,7 @@ def test_every_key_with_every_absurd_value(seed: Path, tmp_path: Path) -> None:
     for key in shape_keys(seed):
         for value in [None, *ABSURD]:
             outcomes.add(use(rewritten(seed, tmp_path / "changed.gguf", **{key: value})))
-    assert {"ran", "FormatError", "WeightsError"} <= outcomes
+    assert {"ran", "FormatError", "WeightsError"} <= outcomes <= {*ANSWERS}
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 500, f"peak memory grew by {grown:.0f} MiB over files of half a MiB"
 
@@ -79,7 +99,7 @@ def test_flipped_header_bits(seed: Path, data: st.DataObject) -> None:
         content[data.draw(st.integers(0, first - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path = seed.parent / "flipped.gguf"
     path.write_bytes(content)
-    use(path)
+    assert not use(path).startswith("unreadable")
 
 
 @pytest.mark.parametrize("damage", ["missing", "narrow", "extra"])
@@ -96,7 +116,9 @@ def test_tensors_that_do_not_fit(seed: Path, tmp_path: Path, damage: str) -> Non
             tensors["blk.7.attn_q.weight"] = tensors.pop(name)
         if not all(one.numel() for one in tensors.values()):
             continue
-        write_gguf(tmp_path / "bad.gguf", file.architecture, metadata, ((n, t, StoredType.F32) for n, t in tensors.items()))
+        write_gguf(
+            tmp_path / "bad.gguf", file.architecture, metadata, ((n, t, StoredType.F32) for n, t in tensors.items())
+        )
         assert use(tmp_path / "bad.gguf") in ("WeightsError", "FormatError", "UnsupportedError"), name
 
 

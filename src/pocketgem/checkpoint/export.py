@@ -1,7 +1,7 @@
 """A checkpoint under Hugging Face's names becomes a GGUF file that this package and llama.cpp read.
 
-Key names and conventions: llama.cpp's ``conversion/gemma.py`` (Gemma 3's norms carry their +1, Gemma 3n's AltUp matrices
-are stacked, Gemma 4's partial rope is a tensor of divisors).
+Key names and conventions: llama.cpp's ``conversion/gemma.py`` (Gemma 3's norms carry their +1, Gemma 3n's AltUp
+matrices are stacked, Gemma 4's partial rope is a tensor of divisors).
 """
 
 from __future__ import annotations

@@ -18,7 +18,14 @@ from pocketgem.config import ModelConfig, from_gguf, from_hf
 from pocketgem.errors import FormatError, WeightsError
 
 MAX_JSON = 64 << 20  # bytes; the largest real one, a tokenizer, is half of that
-TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.", "multi_modal_projector.")
+TOWERS = (
+    "vision_tower.",
+    "audio_tower.",
+    "embed_vision.",
+    "embed_audio.",
+    "vision_embedder.",
+    "multi_modal_projector.",
+)
 _GGUF_SAMPLING = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -31,7 +38,7 @@ _GGUF_SAMPLING = {
 
 @dataclass(frozen=True)
 class JoinedTensor:
-    """Gate and up halves of all experts, ``[experts, width, hidden]`` each, read as one ``[experts, 2 width, hidden]``."""
+    """Gate and up halves of all experts, each ``[experts, width, hidden]``, read as ``[experts, 2 width, hidden]``."""
 
     gate: StoredTensor
     up: StoredTensor
@@ -199,7 +206,9 @@ def read_json(path: Path) -> dict[str, object]:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_JSON:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for this file; the limit is {MAX_JSON}")
+            raise FormatError(
+                f"{path}: {path.stat().st_size} bytes is too large for this file; the limit is {MAX_JSON}"
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror})") from None

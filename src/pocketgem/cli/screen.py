@@ -109,7 +109,8 @@ class Waiting:
 
     def __call__(self, done: int, total: int) -> None:
         if self._enabled:
-            amount = f"{done:,} of {total:,} tokens" if self._unit == "tokens" else f"{size_text(done)} of {size_text(total)}"
+            shown = size_text if self._unit == "bytes" else "{:,}".format
+            amount = f"{shown(done)} of {shown(total)}"
             self._progress.update(self._task, completed=done, total=total, amount=amount)
             if self._unit == "tokens" and total > LONG_PROMPT:
                 self._show()

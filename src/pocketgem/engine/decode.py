@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pocketgem.engine.request import Sampled, Sequence
+from pocketgem.engine.request import Sampled
 from pocketgem.engine.sampler import sample
 from pocketgem.engine.scheduler import Turn
 from pocketgem.model.cache import Cache, Step
@@ -36,7 +36,9 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
     for turn in turns:
         turn.sequence.num_computed += turn.count
     rows = iter(model.logits(hidden)) if len(hidden) else iter(())
-    return [_sample(next(rows), turn, state) if turn.samples else None for turn, state in zip(turns, states, strict=True)]
+    return [
+        _sample(next(rows), turn, state) if turn.samples else None for turn, state in zip(turns, states, strict=True)
+    ]
 
 
 def _next_ids(turn: Turn) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Rows of the per-layer-embedding table: a lookup of gigabytes, of which a token needs one row.
 
-The table is never a module parameter. It stays in the mapped file, and only the rows asked for are read and dequantised.
+The table is never a module parameter. It stays in the mapped file; only the rows asked for are read and dequantised.
 """
 
 from __future__ import annotations

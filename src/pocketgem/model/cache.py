@@ -120,7 +120,7 @@ class Span:
 class Step:
     """One forward pass over packed rows: who they belong to, where they stand, whose logits are wanted.
 
-    ``logit_rows`` are row numbers, ascending; ``skip`` lets rows nobody asked for stop at the last layer that writes K/V.
+    ``logit_rows`` are row numbers, ascending; ``skip`` lets rows nobody asked for stop at the last layer that writes.
     """
 
     spans: tuple[Span, ...]

@@ -50,7 +50,7 @@ class RoutedBlock(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each between two norms; then experts, the per-layer vector and a scalar where the model has them."""
+    """Attention and MLP, each between two norms; experts, a per-layer vector and a scalar where the model has them."""
 
     def __init__(self, layer: LayerConfig, config: ModelConfig) -> None:
         super().__init__()

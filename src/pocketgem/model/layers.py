@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows of the vocabulary, scaled by ``sqrt(hidden_size)`` rounded to the weights' type, as the models were trained."""
+    """Rows of the vocabulary times ``sqrt(hidden_size)``, rounded to the weights' type as the models were trained."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()

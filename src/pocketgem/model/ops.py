@@ -1,4 +1,4 @@
-"""The operations a model is made of, in plain torch. Each hands over to a compiled kernel of the same meaning when it can.
+"""The operations a model is made of, in plain torch. Each hands over to a compiled kernel of its meaning when it can.
 
 Rows are packed: the first dimension counts token rows of all sequences in the step, and there is no batch dimension.
 """
@@ -69,7 +69,7 @@ def inverse_frequencies(rope: Rope) -> Tensor:
 
 
 def rope_tables(positions: Tensor, inverse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin for rotary embedding, each ``[rows, 1, head_dim / 2]``; angles are float32 whatever the model's type."""
+    """cos and sin for rotary embedding, each ``[rows, 1, head_dim / 2]``; angles are float32 whatever the type."""
     angles = positions[:, None].float() * inverse  # [rows, head_dim / 2]
     return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
 
@@ -85,7 +85,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     """Grouped-query attention of one sequence, softmax in float32.
 
     Args:
-        q: ``[rows, heads, dim]``. k, v: ``[keys, kv_heads, dim]``. mask: ``[rows, keys]`` bool, True = sees; None = all.
+        q: ``[rows, heads, dim]``. k, v: ``[keys, kv_heads, dim]``. mask: ``[rows, keys]`` bool, True sees; None: all.
         scale: multiplies the scores. Returns ``[rows, heads, dim]``.
     """
     if q.shape[0] == 1 and mask is None:

@@ -74,6 +74,7 @@ def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
     parts = {type(part) for pair in pairs if isinstance(pair, list) for part in pair}
     if lines is None or not {*map(type, pairs)} <= {list} or not {*map(len, pairs)} <= {2} or not parts <= {str}:
         raise TokenizerError(f"{path}: merges must be a list of at most {MAX_MERGES} pairs of tokens")
+    guarded(lambda: "".join(left + right for left, right in pairs).encode(), f"{path}: merges are not UTF-8")
     return [(left, right) for left, right in pairs]
 
 
