@@ -195,6 +195,11 @@ def test_a_base_model_has_no_turns(cli: Cli, base: Path, options: list[str]) -> 
     assert_one_line(cli("run", base, "hello", *options), 2, "no chat template")
 
 
+def test_thinking_needs_a_place_in_the_template(cli: Cli, tmp_path: Path) -> None:
+    path = save_model(tmp_path / "plain", template="{{ messages[0]['content'] }}")
+    assert_one_line(cli("run", path, "hello", "--think"), 2, "no place for thinking")
+
+
 # ---- bad input: one line, exit code 2 ------------------------------------------------------------------------------
 
 

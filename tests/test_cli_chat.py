@@ -37,6 +37,7 @@ class Scripted:
     """A model that says what the test wants: each answer is a list of events, or of errors to raise in their place."""
 
     engine = SimpleNamespace(context=100)
+    checkpoint = SimpleNamespace(chat_template=TEMPLATE)
 
     def __init__(self, *answers: Iterable[object]) -> None:
         self.answers = list(answers)
@@ -235,6 +236,14 @@ def test_system_and_thinking_reach_the_model() -> None:
     assert talk.model.asked[1][0]["role"] == "user"
 
 
+def test_thinking_needs_a_place_in_the_template() -> None:
+    model = Scripted(said("1"))
+    model.checkpoint = SimpleNamespace(chat_template="{{ messages }}")
+    talk = Talk(model, "/think on", "a")
+    assert "no place for thinking" in talk.err
+    assert model.options[0]["thinking"] is False
+
+
 def test_set_changes_one_option_and_default_takes_it_back() -> None:
     lines = ["/set top-k 5", "/set temperature 0.5", '/set stop "a b"', "a", "/set", "/set top_k default", "b"]
     talk = Talk(Scripted(said("1"), said("2")), *lines)
@@ -367,7 +376,7 @@ def test_a_pipe_gets_every_byte_of_the_answer() -> None:
 
 def test_bars_stand_only_on_terminals() -> None:
     for terminal in (False, True):
-        err = io.StringIO()
+        err = Terminal() if terminal else io.StringIO()
         screen = Screen(out=io.StringIO(), err=Console(file=err, force_terminal=terminal, width=80))
         with screen.waiting("reading [b]the prompt", "tokens") as bar:
             bar(512, 2048)
@@ -376,7 +385,7 @@ def test_bars_stand_only_on_terminals() -> None:
 
 
 def test_a_short_wait_shows_no_bar() -> None:
-    err = io.StringIO()
+    err = Terminal()
     screen = Screen(out=io.StringIO(), err=Console(file=err, force_terminal=True, width=80))
     with screen.waiting("reading", "tokens") as bar:
         bar(5, 5)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pocketgem.cli.common import explained, harmless
 from pocketgem.cli.lines import read_message
 from pocketgem.cli.screen import Screen
-from pocketgem.cli.speech import Manner, Speech, closing_line, patient_ctrl_c, speak
+from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, patient_ctrl_c, speak
 from pocketgem.cli.transcript import load_messages, save_messages
 from pocketgem.errors import PocketgemError, PromptError
 
@@ -123,6 +123,8 @@ class Conversation:
         self._needs_template("/think")
         if rest not in ("on", "off"):
             raise PromptError(f"thinking is {'on' if self.manner.thinking else 'off'}; say /think on or /think off")
+        if rest == "on":
+            check_thinking(self.llm)
         self.manner.thinking = rest == "on"
         self.screen.say(f"thinking {rest}")
 
@@ -133,15 +135,14 @@ class Conversation:
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
         name = name.replace("-", "_")
-        if not name:
-            given = ", ".join(f"{name} {value!r}" for name, value in self.manner.sampling.items())
-            self.screen.say(given or "all sampling options are the checkpoint's own")
-        elif name not in SETTABLE:
+        if name and name not in SETTABLE:
             raise PromptError(f"no option {name}; there are: {', '.join(SETTABLE)}")
-        elif not value.strip():
+        if name and not value.strip():
             raise PromptError(f"give {name} a value, or 'default'")
-        else:
+        if name:
             self.manner.sampling = changed(self.manner.sampling, name, value.strip())
+        given = ", ".join(f"{name} {value!r}" for name, value in self.manner.sampling.items())
+        self.screen.say(given or "all sampling options are the checkpoint's own")
 
     def _retry(self, rest: str) -> None:
         if not self.messages:
@@ -158,7 +159,8 @@ class Conversation:
         if not self.messages:
             raise PromptError("nothing was said yet")
         self.messages = self.messages[:-2]
-        self.screen.say(f"{len(self.messages) // 2} messages left")
+        left = len(self.messages) // 2
+        self.screen.say(f"{left or 'no'} turn{'' if left == 1 else 's'} left")
 
     def _history(self, rest: str) -> None:
         for message in self._all():

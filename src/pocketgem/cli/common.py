@@ -62,7 +62,7 @@ def _scaled(number: float, unit: str) -> str:
 
 def refuse(message: str) -> NoReturn:
     """End with a wrong command line."""
-    raise typer.BadParameter(message)
+    raise UsageError(message)
 
 
 def prepare_streams() -> None:

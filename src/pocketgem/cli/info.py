@@ -29,9 +29,9 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="This computer: processor featu
 
 
 def show_info(model: Target = None, cpu: Cpu = False, offline: o.Offline = False, as_json: o.Json = False) -> None:
-    """Show a model's layout, weights, cache, tokenizer and template, and what this version can do with it.
+    """Show what a model is made of and can do, or this computer.
 
-    No weights are read. With --cpu it shows this computer, and MODEL may be left out.
+    Layout, weights by group, cache, tokenizer and template; no weights are read. With --cpu, MODEL may be left out.
     """
     if model is None and not cpu:
         refuse("Give a MODEL, or --cpu for this computer.")

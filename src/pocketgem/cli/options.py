@@ -20,11 +20,12 @@ class Dtype(StrEnum):
 
 
 Model = Annotated[
-    str, typer.Argument(help="A .gguf file, a folder with safetensors, OWNER/NAME on the hub, or gemma-3-270m.")
+    str,
+    typer.Argument(metavar="MODEL", help="A .gguf file, a model folder, OWNER/NAME on the hub, or gemma-3-270m."),
 ]
 Prompt = Annotated[
     str | None,
-    typer.Argument(help="The prompt; '-' or nothing reads stdin, at a terminal nothing begins a conversation."),
+    typer.Argument(metavar="PROMPT", help="Left out or '-', it is read from stdin; at a terminal you converse."),
 ]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system turn before the prompt.")]
 Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.")]

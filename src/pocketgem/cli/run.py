@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pocketgem.cli.options as o
 from pocketgem.cli.chat import Conversation
-from pocketgem.cli.common import one_line, refuse
+from pocketgem.cli.common import refuse
 from pocketgem.cli.lines import Lines
 from pocketgem.cli.screen import Screen
-from pocketgem.cli.speech import Manner, Speech, closing_line, speak
+from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, speak
 from pocketgem.errors import PromptError
 
 if TYPE_CHECKING:
@@ -76,12 +76,16 @@ def run_model(
     screen = Screen(quiet=quiet, silent=as_json)
     llm = _load(model, dtype, screen, context=context, threads=threads, offline=offline)
     manner = Manner(raw=raw or not llm.can_chat, system=system, thinking=think, sampling=sampling)
-    _check_manner(manner, one_line(model))
+    _check_manner(llm, manner)
     if text is None:
         with Lines() as lines:
-            Conversation(llm, manner, lines.read, screen).hold(Path(model).name)
+            Conversation(llm, manner, lines.read, screen).hold(_short(model))
     else:
         _answer(llm, manner, text, screen, as_json=as_json)
+
+
+def _short(model: str) -> str:
+    return Path(model).name or model
 
 
 def read_prompt(argument: str | None) -> str | None:
@@ -105,7 +109,7 @@ def _read_stdin() -> str:
 
 
 def _load(model: str, dtype: o.Dtype, screen: Screen, *, threads: int | None, **options: Any) -> LLM:
-    with screen.waiting(f"loading {Path(model).name}", "bytes") as bar:
+    with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
         import torch
 
         from pocketgem.llm import LLM
@@ -115,10 +119,12 @@ def _load(model: str, dtype: o.Dtype, screen: Screen, *, threads: int | None, **
         return LLM.load(model, dtype=o.torch_dtype(dtype), progress=bar, **options)
 
 
-def _check_manner(manner: Manner, model: str) -> None:
-    """What only the loaded model could tell: whether it has a chat template."""
+def _check_manner(llm: LLM, manner: Manner) -> None:
+    """What only the loaded model could tell: whether it has a chat template, and what that has a place for."""
     if manner.raw and (manner.system is not None or manner.thinking):
-        raise PromptError(f"{model}: no chat template (a base model?), so --system and --think have no meaning for it")
+        raise PromptError("no chat template (a base model?), so --system and --think have no meaning for this model")
+    if manner.thinking:
+        check_thinking(llm)
     if not manner.raw and manner.sampling.get("logprobs") is not None:
         raise PromptError("--logprobs is for plain text; add --raw")
 

@@ -83,7 +83,7 @@ class Screen:
 
     def waiting(self, label: str, unit: Literal["bytes", "tokens"]) -> Waiting:
         """A bar for something that may take long."""
-        return Waiting(self.err, label, unit, enabled=self.err.is_terminal and not self.quiet)
+        return Waiting(self.err, label, unit, enabled=self.err.file.isatty() and not self.quiet)
 
 
 class Waiting:
@@ -94,7 +94,7 @@ class Waiting:
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task(one_line(label), total=None, amount="")
         self._unit = unit
-        self._enabled = enabled
+        self._enabled, self._shown = enabled, False
         self._lock = threading.Lock()
         self._timer = threading.Timer(SHORT_WAIT, self._show)
         self._timer.daemon = True
@@ -119,11 +119,13 @@ class Waiting:
         with self._lock:
             if self._enabled:
                 self._progress.start()
+                self._shown = True
 
     def close(self) -> None:
         """Take the bar away. Calling it again does nothing."""
         with self._lock:
-            if self._enabled:
-                self._enabled = False
-                self._timer.cancel()
+            self._enabled = False
+            self._timer.cancel()
+            if self._shown:
+                self._shown = False
                 self._progress.stop()

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pocketgem.cli.screen import Screen
+from pocketgem.errors import PromptError
 
 if TYPE_CHECKING:
     from pocketgem.answers import Stats, TokenLogprob
@@ -39,6 +40,15 @@ class Speech:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
     stats: Stats | None = None
+
+
+def check_thinking(llm: LLM) -> None:
+    """Raise PromptError where the model could not be told to think."""
+    from pocketgem.info.texts import describe_template
+
+    template = describe_template(llm.checkpoint.chat_template)
+    if template is None or not template.thinking:
+        raise PromptError("the model's chat template has no place for thinking")
 
 
 def speak(

@@ -34,7 +34,7 @@ class PrefixStore(Generic[CacheT]):
             del self.entries[next(iter(self.entries))]
 
     def find(self, prompt: Sequence[int]) -> tuple[int, CacheT | None]:
-        """(tokens reused, a fork to continue) of the longest entry that begins the prompt and leaves an id to compute."""
+        """(tokens reused, a fork to continue) of the longest entry that begins the prompt, one id left to compute."""
         known = tuple(prompt)
         fitting = [ids for ids in self.entries if len(ids) < len(known) and ids == known[: len(ids)]]
         if not fitting:

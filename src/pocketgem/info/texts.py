@@ -10,10 +10,10 @@ from jinja2 import meta
 
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.errors import TokenizerError
-from pocketgem.parts import tokenizer_of
-from pocketgem.text.parse import end_ids
+from pocketgem.parts import defaults_of, tokenizer_of
 from pocketgem.text.sandbox import Sandbox
 from pocketgem.text.template import MAX_SOURCE
+from pocketgem.text.tokenizer import Tokenizer
 
 MAX_STOPS = 16  # stop ids named; more than a handful is not Gemma
 
@@ -53,7 +53,7 @@ def describe_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
         size=tokenizer.vocab_size,
         bos=named([tokenizer.bos_id]),
         eos=named([] if tokenizer.eos_id is None else [tokenizer.eos_id]),
-        stops=named(sorted({*_listed_stops(checkpoint), *end_ids(tokenizer)})[:MAX_STOPS]),
+        stops=named(_stops(checkpoint, tokenizer)[:MAX_STOPS]),
     )
 
 
@@ -64,10 +64,10 @@ def _kind(metadata: Mapping[str, object]) -> str:
     return "SentencePiece scores" if form == "llama" else "byte-pair merges"
 
 
-def _listed_stops(checkpoint: Checkpoint) -> list[int]:
-    """The ids the generation config ends an answer at; what is not an id is left for ``run`` to refuse."""
-    listed = checkpoint.generation.get("eos_token_id", list(checkpoint.config.eos_ids))
-    return [id for id in (listed if isinstance(listed, list) else [listed]) if type(id) is int]
+def _stops(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+    """The ids that end an answer by default; what is not an id is left for ``run`` to refuse."""
+    listed = defaults_of(checkpoint, tokenizer)["eos_token_id"]
+    return sorted({id for id in listed if type(id) is int} if isinstance(listed, list) else ())
 
 
 def try_vocabulary(checkpoint: Checkpoint) -> tuple[Vocabulary | None, str | None]:
