@@ -65,6 +65,16 @@ def test_chat_is_the_fold_of_stream_chat(llm: LLM) -> None:
     assert "".join(event.text for event in events if isinstance(event, Content)) == reply.content
     assert "".join(event.text for event in events if isinstance(event, Thought)) == reply.thought
     assert reply.message == {"role": "assistant", "content": reply.content}
+    assert reply.ids == events[-1].ids
+    assert len(reply.ids) == reply.stats.completion_tokens
+
+
+def test_a_reply_carries_the_log_probabilities_of_all_its_tokens(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    reply = llm.chat(messages, max_tokens=6, temperature=0.0, logprobs=2)
+    scored = llm.score([*llm.chat_prompt(messages), *reply.ids]).logprobs[-len(reply.ids) :]
+    assert [one.id for one in reply.logprobs] == list(reply.ids)
+    assert [one.logprob for one in reply.logprobs] == pytest.approx(scored, abs=1e-4)
 
 
 def test_thinking_reaches_the_template(llm: LLM) -> None:

@@ -11,7 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pocketgem.checkpoint.safetensors import INDEX, MAX_HEADER, SINGLE, open_safetensors, parse_header, safetensors_files
+from pocketgem.checkpoint.safetensors import (
+    INDEX,
+    MAX_HEADER,
+    SINGLE,
+    open_safetensors,
+    parse_header,
+    safetensors_files,
+)
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.errors import CheckpointError, FormatError, UnsupportedError
 from tests import fuzz_checkpoint as fuzz

@@ -64,10 +64,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a chat stream."""
+    """The last event of a chat stream. ``ids`` and ``logprobs`` are those of the whole answer, thoughts included."""
 
     finish: FinishReason
     stats: Stats
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Reply:
     thought: str
     finish: FinishReason
     stats: Stats
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def message(self) -> dict[str, object]:

@@ -23,7 +23,7 @@ from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, 
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.engine.loop import Engine, Output
-from pocketgem.engine.request import FinishReason, Request, Sampled, SamplingParams
+from pocketgem.engine.request import FinishReason, Request, SamplingParams
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
@@ -32,7 +32,7 @@ from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.parts import defaults_of, fast_dtype, nameless_ids, template_of, tokenizer_of
 from pocketgem.text.chat import Chat
-from pocketgem.text.parse import Content, Event, OutputParser, opens_thought
+from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
 from pocketgem.text.stops import StopStrings
 from pocketgem.text.tokenizer import Tokenizer
 
@@ -131,14 +131,16 @@ class LLM:
             yield self._piece(run, output, text)
 
     def _piece(self, run: Run, output: Output, text: str) -> Piece:
-        sampled = output.sampled
-        ids = () if sampled is None else (sampled.id,)
-        shown = None if sampled is None or sampled.logprob is None else self._logprob(sampled)
+        ids = () if output.sampled is None else (output.sampled.id,)
         stats = run.stats if run.finish is not None else None
-        return Piece(text, ids, () if shown is None else (shown,), run.finish, stats)
+        return Piece(text, ids, self._logprobs(output), run.finish, stats)
 
-    def _logprob(self, sampled: Sampled) -> TokenLogprob:
-        return TokenLogprob(sampled.id, self.detokenize([sampled.id]), sampled.logprob or 0.0, sampled.top)
+    def _logprobs(self, output: Output) -> tuple[TokenLogprob, ...]:
+        """The output's log-probability with its alternatives, where it was asked for."""
+        one = output.sampled
+        if one is None or one.logprob is None:
+            return ()
+        return (TokenLogprob(one.id, self.detokenize([one.id]), one.logprob, one.top),)
 
     # ---- chat ------------------------------------------------------------------------------------------------------
 
@@ -183,21 +185,24 @@ class LLM:
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
-        content: list[str] = []
-        thought: list[str] = []
-        finish, stats = FinishReason.ABORT, Stats()
+        said: list[Event] = []
+        end = Finished(FinishReason.ABORT, Stats())
         for event in self.stream_chat(messages, **options):
             if isinstance(event, Finished):
-                finish, stats = event.finish, event.stats
+                end = event
             else:
-                (content if isinstance(event, Content) else thought).append(event.text)
-        return Reply("".join(content), "".join(thought), finish, stats)
+                said.append(event)
+        content = "".join(event.text for event in said if isinstance(event, Content))
+        thought = "".join(event.text for event in said if isinstance(event, Thought))
+        return Reply(content, thought, end.finish, end.stats, end.ids, end.logprobs)
 
     def _events(self, run: Run, on_prefill: Progress | None) -> Iterator[Event | Finished]:
         """Ids of a run -> content and thoughts; stop strings are looked for in the content."""
         open_thought = opens_thought(self.tokenizer, run.sequence.request.prompt_ids)
         parser, stops = OutputParser(self.tokenizer, thought_open=open_thought), StopStrings(run.params.stop)
+        logprobs: list[TokenLogprob] = []
         for output in self.flights.outputs(run, on_prefill):
+            logprobs += self._logprobs(output)
             events = parser.push(run.visible(output))
             for event in [*events, *(parser.finish() if run.finish is not None else [])]:
                 shown, stopped = stops.push(event.text) if isinstance(event, Content) else (event.text, False)
@@ -208,7 +213,8 @@ class LLM:
                     break
         if rest := stops.finish():
             yield Content(rest)
-        yield Finished(run.finish or FinishReason.ABORT, run.stats)
+        ids = tuple(run.sequence.output_ids)
+        yield Finished(run.finish or FinishReason.ABORT, run.stats, ids, tuple(logprobs))
 
     # ---- scoring ---------------------------------------------------------------------------------------------------
 

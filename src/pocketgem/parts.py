@@ -26,7 +26,8 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 def fast_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively (half the bytes a token), float32 elsewhere."""
     features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+    native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+    return torch.bfloat16 if native else torch.float32
 
 
 def defaults_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:

@@ -125,8 +125,6 @@ def _check_manner(llm: LLM, manner: Manner) -> None:
         raise PromptError("no chat template (a base model?), so --system and --think have no meaning for this model")
     if manner.thinking:
         check_thinking(llm)
-    if not manner.raw and manner.sampling.get("logprobs") is not None:
-        raise PromptError("--logprobs is for plain text; add --raw")
 
 
 def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: bool) -> None:
@@ -142,11 +140,12 @@ def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: boo
 
 
 def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
-    """The answer as JSON: ``text`` and its ids for a continuation, ``content`` and ``thought`` for a turn."""
+    """The answer as JSON: ``text`` for a continuation, ``content`` and ``thought`` for a turn, and the ids of all."""
     stats = speech.stats
-    said: dict[str, object] = {"content": speech.content, "thought": speech.thought}
-    if manner.raw:
-        said = {"text": speech.content, "ids": speech.ids}
+    said: dict[str, object] = {"text": speech.content}
+    if not manner.raw:
+        said = {"content": speech.content, "thought": speech.thought}
+    said["ids"] = speech.ids
     if manner.sampling.get("logprobs") is not None:
         said["logprobs"] = [_logprob(llm, one) for one in speech.logprobs]
     said["finish"] = speech.finish

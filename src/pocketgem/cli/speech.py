@@ -96,7 +96,7 @@ def _take(item: Any, speech: Speech, screen: Screen) -> None:
     if isinstance(item, Thought):
         speech.thought += item.text
         screen.thought(item.text)
-    if isinstance(item, Piece):
+    if isinstance(item, Piece | Finished):
         speech.ids += item.ids
         speech.logprobs += item.logprobs
     if isinstance(item, Piece | Finished) and item.finish is not None:

@@ -58,7 +58,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     decoder = decoder_shapes(config)
     groups = dict.fromkeys(("embedding", "head", "per_layer_table", "core", "experts"), 0)
     for name, shape in decoder.items():
-        groups[_group(name)] += count({name: shape})
+        groups[group_of(name)] += count({name: shape})
     experts = config.experts
     return ParameterCounts(
         **groups,
@@ -74,7 +74,8 @@ def count(shapes: Mapping[str, Shape]) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name.rpartition(".")[2] not in BUFFERS)
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
+    """The group of ``ParameterCounts`` that a text tensor belongs to, by its Hugging Face name."""
     named = {
         "embed_tokens.weight": "embedding",
         "lm_head.weight": "head",

@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from pocketgem.checkpoint.load import Checkpoint, JoinedTensor
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.config import ModelConfig, ParameterCounts, count_parameters
-from pocketgem.config.counts import decoder_shapes
+from pocketgem.config.counts import decoder_shapes, group_of
 
 GROUPS = ("embedding", "head", "per_layer_table", "core", "experts", "vision", "audio")
 PLANNED_BYTES = 2  # bfloat16, where there is no file to ask
-_ALONE = {
-    "embed_tokens.weight": "embedding",
-    "lm_head.weight": "head",
-    "embed_tokens_per_layer.weight": "per_layer_table",
-}
 # Towers by the words in their tensors' names: Hugging Face's, then llama.cpp's.
 _VISION = re.compile(r"(^|\.)(vision_tower|vision_embedder|embed_vision|multi_modal_projector)\.|^(v|mm)\.")
 _AUDIO = re.compile(r"(^|\.)(audio_tower|embed_audio)\.|^(a|mm\.a)\.")
@@ -78,13 +73,9 @@ def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, StoredTensor]]:
     """(group, tensor) for every tensor of the files."""
     for name, tensor in checkpoint.tensors.items():
         for part in (tensor.gate, tensor.up) if isinstance(tensor, JoinedTensor) else (tensor,):
-            yield _text_group(name), part
+            yield group_of(name), part
     for name, other in checkpoint.others.items():
         yield tower_of(name), other
-
-
-def _text_group(name: str) -> str:
-    return _ALONE.get(name, "experts" if ".experts." in name else "core")
 
 
 def tower_of(name: str) -> str:
