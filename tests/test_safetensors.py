@@ -86,6 +86,46 @@ def test_a_file_larger_than_memory_opens(tmp_path: Path) -> None:
     assert open_safetensors(path)["t"].rows(torch.tensor([0, rows - 1])).abs().sum() == 0
 
 
+GOOD = entry("F32", [1], 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ({"__metadata__": "x", "t": GOOD}, "must map text to text"),
+        ({"__metadata__": {"x": 1}, "t": GOOD}, "must map text to text"),
+        ({"": GOOD}, "must have a name"),
+        ({"t": 5}, "exactly dtype, shape and data_offsets"),
+        ({"t": {**GOOD, "more": 1}}, "exactly dtype, shape and data_offsets"),
+        ({"t": {**GOOD, "dtype": 5}}, "exactly dtype, shape and data_offsets"),
+        ({"t": {**GOOD, "shape": {}}}, "lists of whole numbers"),
+        ({"t": {**GOOD, "shape": [True]}}, "lists of whole numbers"),
+        ({"t": {**GOOD, "shape": [1.0]}}, "lists of whole numbers"),
+        ({"t": {**GOOD, "data_offsets": [0]}}, "does not end after it starts"),
+        ({"t": {**GOOD, "data_offsets": [0, 4, 4]}}, "does not end after it starts"),
+        ({"t": entry("U8", [1], 4, 4)}, "does not end after it starts"),
+        ({"t": entry("U8", [0], 0, 4)}, "is empty"),
+        ({"t": entry("F32", [1] * 9, 0, 4)}, "over 8 dimensions"),
+        ({"t": entry("F32", [2], 0, 4)}, r"F32 of shape \(2,\) does not take 4 bytes"),
+        ({"t": GOOD, "u": GOOD}, "'u' starts at byte"),
+        ([], "not one JSON object"),
+        (b"{}[]{}", "not valid JSON"),
+    ],
+)
+def test_bad_headers_are_named(header: object, match: str) -> None:
+    data = safetensors_bytes(header, bytes(4))
+    with pytest.raises(FormatError, match=match):
+        parse_header(data, len(data))
+
+
+def test_impossible_header_lengths_are_named() -> None:
+    data = safetensors_bytes({"t": GOOD}, bytes(4))
+    with pytest.raises(FormatError, match="too few"):
+        parse_header(data[:7], 7)
+    with pytest.raises(FormatError, match="not a possible header length"):
+        parse_header(data[:40], 40)
+
+
 # --- folders
 
 

@@ -69,7 +69,7 @@ def _spool(file: IO[bytes], gguf: Any, name: str, values: Tensor, stored: Stored
     ready = values.dtype == torch.uint8 and stored.dtype is None
     row = stored.type_size if ready else stored.block_size  # what the last dimension must be a multiple of
     width = values.shape[-1] if values.ndim else 1
-    if width == 0 or values.numel() == 0 or width % row:
+    if values.numel() == 0 or width % row:
         raise WeightsError(f"{name}: {stored} cannot hold the shape {list(values.shape)}")
     start = file.tell()
     for rows in _pieces(values.reshape(-1, width)):
