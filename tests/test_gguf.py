@@ -244,7 +244,7 @@ def test_metadata_of_the_wrong_type_is_refused(reader: str, key: str) -> None:
 def test_metadata_bounds_lengths_and_defaults() -> None:
     assert metadata_int({}, "k", 5) == 5
     assert metadata_list({}, "k", str, []) == []
-    with pytest.raises(FormatError, match="x.gguf: the key k is missing"):
+    with pytest.raises(FormatError, match=r"x\.gguf: the key k is missing"):
         metadata_int({}, "k", where="x.gguf")
     for call in (
         lambda: metadata_int({"k": -1}, "k"),

@@ -13,7 +13,7 @@ from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import StoredType
-from pocketgem.errors import WeightsError
+from pocketgem.errors import CheckpointError, WeightsError
 from pocketgem.text.parse import Thought
 from tests.text_fixtures import gemma4_metadata, spm_metadata
 from tests.twins import make_twin
@@ -259,3 +259,25 @@ def test_a_vocabulary_far_too_small_is_refused(tmp_path: Path) -> None:
     good = LLM.load(tmp_path / "base.gguf")
     with pytest.raises(WeightsError, match="100000 embeddings for a vocabulary of 571"):
         LLM(good.model, good.tokenizer, checkpoint)
+
+
+@pytest.mark.parametrize("change", ["cut", "rewritten"])
+def test_g15_weights_changed_under_a_running_model_are_refused_by_name(tmp_path: Path, change: str) -> None:
+    """Float weights are read from the mapped file while the model runs; touching a page that is gone would kill us."""
+    source = open_checkpoint(resolve(make_twin("gemma3", tmp_path / "twin").folder))
+    file = tmp_path / "base.gguf"
+    export_gguf(source, file, StoredType.F32, vocabulary=spm_metadata())
+    llm = LLM.load(file, dtype=torch.float32)
+    assert llm.generate("hello", max_tokens=1).ids
+    with file.open("r+b") as handle:
+        handle.truncate(file.stat().st_size // 2) if change == "cut" else handle.write(b"GGUF")
+    with pytest.raises(CheckpointError, match="changed while in use"):
+        llm.generate("hello", max_tokens=1)
+
+
+def test_weights_that_were_converted_do_not_need_their_file(tmp_path: Path) -> None:
+    source = open_checkpoint(resolve(make_twin("gemma3", tmp_path / "twin").folder))
+    export_gguf(source, tmp_path / "base.gguf", StoredType.F16, vocabulary=spm_metadata())
+    llm = LLM.load(tmp_path / "base.gguf", dtype=torch.float32)
+    (tmp_path / "base.gguf").write_bytes(b"something else")
+    assert llm.generate("hello", max_tokens=2).ids

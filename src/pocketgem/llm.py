@@ -52,6 +52,7 @@ class LLM:
         self.flights = Flights(self.engine)
         self._numbers = count()
         self._chat: Chat | None = None
+        self._mapped = checkpoint.mapped(model.dtype)
         self._nameless = nameless_ids(checkpoint, tokenizer)
 
     @classmethod
@@ -257,6 +258,8 @@ class LLM:
         return self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _start(self, prompt: Prompt, params: SamplingParams) -> Run:
+        for file in self._mapped:  # a page that a cut file no longer has would end the process
+            file.check_unchanged()
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
         params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params

@@ -13,7 +13,7 @@ from pocketgem.checkpoint import names
 from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.checkpoint.resolve import Location
 from pocketgem.checkpoint.safetensors import open_safetensors
-from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.config import ModelConfig, from_gguf, from_hf
 from pocketgem.errors import FormatError, WeightsError
 
@@ -75,6 +75,14 @@ class Checkpoint:
     @property
     def where(self) -> str:
         return str(self.location.files[0] if self.location.files else self.location.folder)
+
+    def mapped(self, dtype: torch.dtype) -> tuple[MappedFile, ...]:
+        """The files a model in ``dtype`` goes on reading: those with matrices of that very type, or the row table."""
+        parts = [(name, part) for name, part in self.tensors.items() if isinstance(part, StoredTensor)]
+        matrices = (name for name, part in parts if part.type.dtype == dtype and len(part.shape) > 1)
+        kept = {names.TABLE, *matrices}
+        read = (part.source for name, part in parts if name in kept)
+        return tuple({source.path: source for source in read if source is not None}.values())
 
 
 def open_checkpoint(location: Location) -> Checkpoint:

@@ -77,9 +77,10 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
 
 
 def _parameter(module: nn.Module, stored: TextTensor, norm_offset: float, dtype: torch.dtype) -> nn.Parameter:
-    if not isinstance(module, RMSNorm):
-        return nn.Parameter(stored.dense(dtype), requires_grad=False)
-    return nn.Parameter(stored.dense(torch.float32) + norm_offset, requires_grad=False)
+    if isinstance(module, RMSNorm):
+        return nn.Parameter(stored.dense(torch.float32) + norm_offset, requires_grad=False)
+    tensor = stored.dense(dtype)  # a view of the mapped file where it holds that very type
+    return nn.Parameter(tensor if tensor.ndim > 1 else tensor.clone(), requires_grad=False)
 
 
 def _table(table: TextTensor) -> StoredTensor:
