@@ -7,6 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers or huggingface_hub are imported
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# As many workers as cores run side by side: one thread each, here and in the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest

@@ -212,7 +212,7 @@ RESULTS = st.fixed_dictionaries(
         {"add_generation_prompt": st.booleans()}, optional={"enable_thinking": st.booleans()}
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_real_and_own_templates_render_as_in_transformers(path: Path, messages: Any, tools: Any, options: Any) -> None:
     source = path.read_text(encoding="utf-8")
     refusal = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketgem.text.parse import Content, Event, OutputParser, Thought, end_ids, opens_thought
@@ -110,6 +110,7 @@ def split(data: st.DataObject, ids: list[int]) -> list[list[int]]:
 
 
 @given(data=st.data(), thought_open=st.booleans())
+@settings(deadline=None)
 def test_any_split_gives_the_same_events(data: st.DataObject, thought_open: bool) -> None:
     ids = generated(data)
     whole = parsed([ids], thought_open=thought_open)
@@ -144,6 +145,7 @@ def by_segments(ids: list[int], thought_open: bool) -> list[Event]:
 
 
 @given(data=st.data(), thought_open=st.booleans())
+@settings(deadline=None)
 def test_nothing_is_lost_but_the_markers(data: st.DataObject, thought_open: bool) -> None:
     ids = generated(data)
     assert parsed([ids], thought_open=thought_open) == by_segments(ids, thought_open)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketgem.errors import PromptError
@@ -38,6 +38,7 @@ def cuts(data: st.DataObject, text: str) -> list[str]:
 
 
 @given(stops=STOPS, text=TEXT, data=st.data())
+@settings(deadline=None)
 def test_any_cutting_of_the_text_gives_the_same(stops: list[str], text: str, data: st.DataObject) -> None:
     expected = first_complete(stops, text)
     shown, stopped, _ = fed(stops, cuts(data, text))
@@ -45,12 +46,14 @@ def test_any_cutting_of_the_text_gives_the_same(stops: list[str], text: str, dat
 
 
 @given(stops=STOPS, text=TEXT)
+@settings(deadline=None)
 def test_nothing_is_shown_that_is_taken_back(stops: list[str], text: str) -> None:
     shown, _, steps = fed(stops, list(text))
     assert all(shown.startswith(step) for step in steps)
 
 
 @given(stops=STOPS, text=TEXT)
+@settings(deadline=None)
 def test_only_what_may_begin_a_stop_is_held_back(stops: list[str], text: str) -> None:
     _, _, steps = fed(stops, list(text))
     for at, step in enumerate(steps, start=1):

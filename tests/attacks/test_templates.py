@@ -173,6 +173,7 @@ BOMBS = {
     "a number of times a string": "{{ 10**9 * 'x' }}",
     "a list repeated": "{{ ([0] * 10**9) | length }}",
     "a power of powers": "{{ 9**9**9 }}",
+    "a power of a power": "{{ 9**(9**9) }}",
     "squares of squares": "{% set ns = namespace(x=9) %}" + LOOP + "{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "a string doubled": "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
     "a string doubled by ~": "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
@@ -232,30 +233,63 @@ BOMBS = {
 }  # fmt: skip
 
 
+@contextmanager
+def little_memory(most: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_t3_a_template_stops(name: str) -> None:
-    with pytest.raises(TemplateError) as raised:
+    with little_memory(48 << 20), pytest.raises(TemplateError) as raised:
         template(BOMBS[name], SMALL).render(MESSAGES)
     assert "\n" not in str(raised.value)
     assert "takes longer" not in str(raised.value)
 
 
+THOUSAND = "{% for i in range(1000) %}"
+LONG = "{% set s = 'x' * 10000 %}"
+WORK = {
+    "text in a loop": THOUSAND + "{% if false %}" + "y" * 10_000 + "{% endif %}{% endfor %}",
+    "text in a macro": "{% macro m() %}" + "y" * 10_000 + "{% endmacro %}" + THOUSAND + "{% set x = m() %}{% endfor %}",
+    "text in a call": (
+        "{% macro m() %}{% for i in range(1000) %}{% set x = caller() %}{% endfor %}{% endmacro %}"
+        "{% call m() %}" + "y" * 10_000 + "{% endcall %}"
+    ),
+    "slices": LONG + THOUSAND + "{% set y = s[::-1] %}{% endfor %}",
+    "lists": LONG + THOUSAND + "{% set y = [s] %}{% endfor %}",
+    "mappings": LONG + THOUSAND + "{% set y = {'a': s} %}{% endfor %}",
+    "tuples": LONG + THOUSAND + "{% set y = (s, 1) %}{% endfor %}",
+    "texts joined": LONG + THOUSAND + "{% set y = s ~ i %}{% endfor %}",
+    "texts added": LONG + THOUSAND + "{% set y = s + 'a' %}{% endfor %}",
+    "texts split": LONG + THOUSAND + "{% set y = s.split('a') %}{% endfor %}",
+    "capitals": LONG + THOUSAND + "{% set y = s | upper %}{% endfor %}",
+    "printing": LONG + THOUSAND + "{% set y %}{{ s }}{% endset %}{% endfor %}",
+    "sorting": THOUSAND + "{% set y = [1, 2, 3, 4, 5, 6, 7] | sort %}" * 8 + "{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_t3_all_that_a_template_handles_is_counted(name: str) -> None:
+    with pytest.raises(TemplateError, match="handles more than 2097152 characters"):
+        template(WORK[name], Limits(seconds=60.0, work=1 << 21)).render(MESSAGES)
+
+
 @pytest.mark.parametrize(
     "name", ["a string repeated", "a string doubled by ~", "a block doubled", "a join with a long string"]
 )
-def test_t3_a_template_fills_no_memory(name: str) -> None:
-    chat = template(BOMBS[name])  # with the limits of every day
-    tracemalloc.start()
-    try:
-        with pytest.raises(TemplateError, match="handles more than"):
-            chat.render(MESSAGES)
-        assert tracemalloc.get_traced_memory()[1] < 300 << 20
-    finally:
-        tracemalloc.stop()
+def test_t3_a_template_fills_no_memory_with_the_limits_of_every_day(name: str) -> None:
+    with little_memory(300 << 20), pytest.raises(TemplateError, match="handles more than"):
+        template(BOMBS[name]).render(MESSAGES)
 
 
 ENDLESS = {
     "loops": LOOP * 3 + "{% endfor %}" * 3,
+    "comparisons in a row": "{% set a = [1] %}" + "{% if a == a %}{% endif %}" * 25,
     "comparisons": "{% set a = range(1000) | list %}" + LOOP + "{% if a == a[1:] %}{% endif %}{% endfor %}",
     "output": LOOP + "{{ i }}{% endfor %}",
     "calls": "{% macro m() %}{% endmacro %}" + LOOP + "{{ m() }}{% endfor %}",
@@ -300,6 +334,12 @@ def test_t3_nesting_is_refused_while_compiling(name: str) -> None:
     with pytest.raises(TemplateError, match="the chat template does not compile") as raised:
         template(NESTED[name])
     assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("source", ["{% set ns._x = 1 %}", "{% set ns.__class__ = 1 %}", "{{ namespace(_x=1) }}"])
+def test_t2_a_namespace_has_no_private_names(source: str) -> None:
+    with pytest.raises(TemplateError, match="a namespace cannot have an attribute '_"):
+        template("{% set ns = namespace() %}" + source).render(MESSAGES)
 
 
 def test_t3_one_rendering_does_not_spend_the_budget_of_the_next() -> None:
@@ -370,7 +410,7 @@ def said(ids: list[int], tokenizer: Tokenizer) -> list[int]:
 
 @pytest.mark.parametrize("kind", CHATS)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None, max_examples=150)
 def test_t6_text_of_a_message_is_never_a_control_token(kind: str, data: st.DataObject) -> None:
     chat, tokenizer = chat_of(kind)
     texts = data.draw(st.lists(hostile(tokenizer), min_size=3, max_size=3))
@@ -382,7 +422,7 @@ def test_t6_text_of_a_message_is_never_a_control_token(kind: str, data: st.DataO
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None, max_examples=150)
 def test_t6_neither_is_what_tools_and_their_callers_write(data: st.DataObject) -> None:
     chat, tokenizer = chat_of("gemma4")
 

@@ -158,6 +158,4 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """U+FFFD if a character was left incomplete, else nothing. The decoder is then as new."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
