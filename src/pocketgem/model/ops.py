@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from pocketgem import kernels
 from pocketgem.config import Rope
 
+KERNEL_ROWS = 32  # the compiled norm has one thread: past this torch, which has all, is faster (LOG.md, 2026-11-21)
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, in float32, returned in x's type.
@@ -39,6 +41,8 @@ def rms_norm_torch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 def _kernel_can(x: Tensor, weight: Tensor | None) -> bool:
     if kernels.native is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if x.numel() > KERNEL_ROWS * x.shape[-1]:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
         return False  # training takes the twin
