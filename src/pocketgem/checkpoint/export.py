@@ -125,10 +125,11 @@ def _tensors(checkpoint: Checkpoint, type: StoredType) -> Iterator[tuple[str, Te
             stacks.setdefault(name, {})[index] = tensor
     for name, members in stacks.items():
         yield name, torch.stack([members[index] for index in sorted(members)]), type
-    yield from _rope_divisors(checkpoint.config)
+    yield from rope_divisors(checkpoint.config)
 
 
-def _rope_divisors(config: ModelConfig) -> Iterator[tuple[str, Tensor, StoredType]]:
+def rope_divisors(config: ModelConfig) -> Iterator[tuple[str, Tensor, StoredType]]:
+    """Gemma 4's partial rope as llama.cpp stores it: ones, then divisors so large that a pair stands still."""
     layer = _last(config, sliding=False)
     if config.family == "gemma4" and layer is not None:
         divisors = torch.ones(layer.head_dim // 2)

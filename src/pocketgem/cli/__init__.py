@@ -13,6 +13,7 @@ import pocketgem
 from pocketgem.cli.common import HELP, ended, prepare_streams
 from pocketgem.cli.info import show_info
 from pocketgem.cli.run import run_model
+from pocketgem.cli.synth import write_synthetic
 
 # Plain help and plain errors: they look the same in a pipe, and a fault's traceback is ours to show or to hide.
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("run", context_settings=HELP)(run_model)
 app.command("info", context_settings=HELP)(show_info)
+app.command("synth", context_settings=HELP)(write_synthetic)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,157 @@
+"""Synthetic checkpoints: a released layout's exact shapes with random weights, so that size and speed can be measured.
+
+What such a model writes is noise, and its name says so. Weights are random bits packed straight into blocks, scaled so
+that activations stay of ordinary size; no tensor is ever made in floating point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pocketgem.checkpoint import names
+from pocketgem.checkpoint.export import metadata_of, rope_divisors
+from pocketgem.checkpoint.types import StoredType, tensor_bytes
+from pocketgem.checkpoint.write import write_gguf
+from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
+from pocketgem.errors import UnsupportedError
+
+NIBBLE_STD = math.sqrt((16**2 - 1) / 12)  # of a uniform 4-bit value
+BYTE_STD = math.sqrt((256**2 - 1) / 12)
+SIXBIT_STD = math.sqrt((64**2 - 1) / 12)
+SIXBIT_SCALE = 32  # of every sub-block of a Q6_K block
+FORMATS = (StoredType.Q4_0, StoredType.Q8_0)
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+def synthesize(
+    layout: str, path: Path, type: StoredType = StoredType.Q4_0, *, seed: int = 0, progress: Progress | None = None
+) -> None:
+    """Write a GGUF file with the shapes of a released layout and random weights.
+
+    Matrices are ``type`` (Q4_0 or Q8_0); the token embedding, which is also the head, is Q6_K in a Q4_0 file, as in the
+    released ones; vectors are float32. ``progress`` hears of bytes. One tensor is held at a time: the largest is the
+    per-layer table. Raises CheckpointError for an unknown layout, UnsupportedError for another type.
+    """
+    write_synthetic(from_hf(released_config(layout), layout), layout, path, type, seed=seed, progress=progress)
+
+
+def write_synthetic(
+    config: ModelConfig,
+    name: str,
+    path: Path,
+    type: StoredType = StoredType.Q4_0,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """``synthesize`` for any shapes; rows must fill whole blocks, save those of a few numbers."""
+    if type not in FORMATS:
+        raise UnsupportedError(f"synthetic weights can be {' or '.join(FORMATS)}, not {type}")
+    metadata = {"general.name": f"synthetic {name} (random weights)", **metadata_of(config), **_vocabulary(config)}
+    write_gguf(path, config.family, metadata, _tensors(config, type, Dice(seed), progress))
+
+
+def _tensors(
+    config: ModelConfig, type: StoredType, dice: Dice, progress: Progress | None
+) -> Iterator[tuple[str, Tensor, StoredType]]:
+    shapes = _stacked(decoder_shapes(config))
+    stored = {name: _stored_as(name, shape, type) for name, shape in shapes.items()}
+    total, done = sum(tensor_bytes(shape, stored[name]) for name, shape in shapes.items()), 0
+    for name, shape in shapes.items():
+        if stored[name] is not StoredType.F32:
+            yield name, dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5), stored[name]
+        else:
+            yield name, torch.ones(shape) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
+        done += tensor_bytes(shape, stored[name])
+        if progress is not None:
+            progress(done, total)
+    yield from rope_divisors(config)
+
+
+def _stored_as(name: str, shape: tuple[int, ...], type: StoredType) -> StoredType:
+    if len(shape) == 1 or ("altup_" in name and "_coef" in name):  # AltUp's coefficients are a few numbers wide
+        return StoredType.F32
+    return StoredType.Q6_K if type is StoredType.Q4_0 and name == "token_embd.weight" else type
+
+
+def _fan_in(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:
+    """Over how many weights a product sums; a row of the per-layer table is cut by layer first."""
+    if name == "per_layer_token_embd.weight" and config.per_layer is not None:
+        return config.per_layer.hidden_size
+    return shape[-1]
+
+
+def _stacked(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """By GGUF's names, members of a stack counted into one shape."""
+    found: dict[str, tuple[int, ...]] = {}
+    for hf, shape in shapes.items():
+        name, index = names.gguf_name(hf), names.stack_index(hf)
+        found[name] = shape if index is None else (index + 1, *shape)
+    return found
+
+
+class Dice:
+    """Random weights, the same for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, shape: tuple[int, ...], std: float) -> Tensor:
+        return torch.randn(shape, generator=self._generator) * std
+
+    def blocks(self, type: StoredType, shape: tuple[int, ...], std: float) -> Tensor:
+        """uint8 ``[*leading, bytes a row]`` whose weights have standard deviation ``std``."""
+        rows, per_row = math.prod(shape[:-1]), shape[-1] // type.block_size
+        out = torch.empty((rows * per_row, type.type_size), dtype=torch.uint8)
+        out.random_(generator=self._generator)
+        _SCALES[type](out, std)
+        return out.view(*shape[:-1], per_row * type.type_size)
+
+
+def _put_half(blocks: Tensor, at: int, value: float) -> None:
+    blocks[:, at : at + 2] = torch.tensor([value], dtype=torch.float16).view(torch.uint8)
+
+
+def _scale_q4_0(blocks: Tensor, std: float) -> None:
+    _put_half(blocks, 0, std / NIBBLE_STD)
+
+
+def _scale_q8_0(blocks: Tensor, std: float) -> None:
+    _put_half(blocks, 0, std / BYTE_STD)
+
+
+def _scale_q6_k(blocks: Tensor, std: float) -> None:
+    blocks[:, 192:208] = SIXBIT_SCALE
+    _put_half(blocks, 208, std / SIXBIT_STD / SIXBIT_SCALE)
+
+
+_SCALES = {StoredType.Q4_0: _scale_q4_0, StoredType.Q8_0: _scale_q8_0, StoredType.Q6_K: _scale_q6_k}
+
+
+def _vocabulary(config: ModelConfig) -> dict[str, object]:
+    """A vocabulary of the right size: control tokens, 256 bytes, printable characters, and words that mean nothing."""
+    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    letters = ["▁", *map(chr, range(33, 127)), "▁w"]  # the last is what the one merge makes
+    known = [*control, *bytes_, *letters]
+    words = [f"▁w{number:06d}" for number in range(config.vocab_size - len(known))]
+    types = [3] * len(control) + [6] * len(bytes_) + [1] * (len(letters) + len(words))
+    form = {"tokenizer.ggml.merges": ["▁ w"]} if config.family == "gemma4" else {}
+    return {
+        "tokenizer.ggml.model": "gemma4" if config.family == "gemma4" else "llama",
+        "tokenizer.ggml.tokens": [*known, *words],
+        "tokenizer.ggml.scores": [-1000.0] * len(known) + [-float(rank) for rank in range(len(words))],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+        **form,
+    }
