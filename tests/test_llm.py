@@ -190,6 +190,20 @@ def test_leaving_a_stream_frees_its_request(llm: LLM) -> None:
     assert not llm.engine.scheduler.running
 
 
+def test_a_stream_nobody_reads_costs_nothing(llm: LLM) -> None:
+    unread = llm.stream("hello", max_tokens=50), llm.stream_chat([{"role": "user", "content": "hello"}], max_tokens=50)
+    assert not llm.engine.states
+    del unread
+    assert not llm.engine.scheduler.waiting
+
+
+def test_one_bad_prompt_of_many_starts_none(llm: LLM) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        llm.generate_many(["hello", "world", ""], max_tokens=3)
+    assert not llm.engine.states
+    assert not llm.engine.scheduler.waiting
+
+
 def test_streams_may_be_read_in_any_order(llm: LLM) -> None:
     options = SamplingParams(max_tokens=8)
     expected = [llm.generate(text, params=options).text for text in ("hello", "world")]

@@ -22,7 +22,7 @@ import torch
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob, fold
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
-from pocketgem.engine.loop import Engine, Output
+from pocketgem.engine.loop import Engine, Output, checked_context
 from pocketgem.engine.request import FinishReason, Request, SamplingParams
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
@@ -76,6 +76,7 @@ class LLM:
         Raises CheckpointError (missing, damaged, unsupported) or PromptError (bad option).
         """
         checkpoint = open_checkpoint(resolve(model, offline=offline))
+        checked_context(context, checkpoint.config)  # before minutes of loading
         tokenizer = tokenizer_of(checkpoint)
         return cls(build_model(checkpoint, dtype or fast_dtype(), progress), tokenizer, checkpoint, context=context)
 
@@ -106,7 +107,7 @@ class LLM:
                 top_p, min_p, seed, max_tokens, stop, logprobs, ... (see SamplingParams).
         Raises PromptError for an empty or over-long prompt and for options out of range.
         """
-        return self._pieces(self._start(prompt, self._params(params, sampling)), on_prefill)
+        return self._continue(self._request(prompt, self._params(params, sampling)), on_prefill)
 
     def generate(self, prompt: Prompt, *, params: SamplingParams | None = None, **sampling: Any) -> Completion:
         """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
@@ -117,8 +118,17 @@ class LLM:
     ) -> list[Completion]:
         """Continue several texts side by side, batched through the model; answers in the prompts' order."""
         params = self._params(params, sampling)
-        runs = [self._start(prompt, params) for prompt in prompts]
-        return [fold(self._pieces(run, None)) for run in runs]
+        requests = [self._request(prompt, params) for prompt in prompts]  # all are good, or none starts
+        runs = [self.flights.start(request) for request in requests]
+        try:
+            return [fold(self._pieces(run, None)) for run in runs]
+        finally:
+            for run in runs:
+                self.flights.end(run, FinishReason.ABORT)
+
+    def _continue(self, request: Request, on_prefill: Progress | None) -> Iterator[Piece]:
+        """Nothing runs before the first piece is asked for: a stream that nobody reads costs nothing."""
+        yield from self._pieces(self.flights.start(request), on_prefill)
 
     def _pieces(self, run: Run, on_prefill: Progress | None) -> Iterator[Piece]:
         """Ids of a run -> text, cut at the first stop string and never showing a part of one."""
@@ -181,8 +191,7 @@ class LLM:
         Stop strings are looked for in the content only. Raises TemplateError or PromptError.
         """
         ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
-        run = self._start(ids, self._params(params, sampling))
-        return self._events(run, on_prefill)
+        return self._events(self._request(ids, self._params(params, sampling)), on_prefill)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
@@ -197,9 +206,10 @@ class LLM:
         thought = "".join(event.text for event in said if isinstance(event, Thought))
         return Reply(content, thought, end.finish, end.stats, end.ids, end.logprobs)
 
-    def _events(self, run: Run, on_prefill: Progress | None) -> Iterator[Event | Finished]:
+    def _events(self, request: Request, on_prefill: Progress | None) -> Iterator[Event | Finished]:
         """Ids of a run -> content and thoughts; stop strings are looked for in the content."""
-        open_thought = opens_thought(self.tokenizer, run.sequence.request.prompt_ids)
+        run = self.flights.start(request)
+        open_thought = opens_thought(self.tokenizer, request.prompt_ids)
         parser, stops = OutputParser(self.tokenizer, thought_open=open_thought), StopStrings(run.params.stop)
         logprobs: list[TokenLogprob] = []
         for output in self.flights.outputs(run, on_prefill):
@@ -257,14 +267,16 @@ class LLM:
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def _start(self, prompt: Prompt, params: SamplingParams) -> Run:
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """A request that can be answered. Raises PromptError, or CheckpointError when the model's file was changed."""
         for file in self._mapped:  # a page that a cut file no longer has would end the process
             file.check_unchanged()
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
         params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params
         request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
-        return self.flights.start(request)
+        self.engine.check(request.prompt_ids)
+        return request
 
 
 def _finished_text(tail: str, stops: StopStrings) -> str:

@@ -30,7 +30,7 @@ def export_gguf(
 ) -> None:
     """Write a checkpoint as GGUF: matrices in ``type``, vectors in float32, ``vocabulary`` as the tokenizer's keys.
 
-    Raises CheckpointError for tensors that cannot be read, FormatError where rows do not fill whole blocks.
+    Raises CheckpointError for tensors that cannot be read, WeightsError where rows do not fill whole blocks.
     """
     metadata = {**metadata_of(checkpoint.config), **(vocabulary or {})}
     write_gguf(path, checkpoint.config.family, metadata, _tensors(checkpoint, type))

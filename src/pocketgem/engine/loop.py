@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from pocketgem.config import ModelConfig
 from pocketgem.engine.decode import State, advance
 from pocketgem.engine.prefix import PrefixStore
 from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence
@@ -39,7 +40,7 @@ class Engine:
         self, model: Gemma, scheduler: Scheduler | None = None, *, context: int | None = None, kept: int = 1
     ) -> None:
         self.model = model
-        self.context = _checked_context(context, model.config.max_position_embeddings)
+        self.context = checked_context(context, model.config)
         self.scheduler = Scheduler() if scheduler is None else scheduler
         self.prefixes: PrefixStore[Cache] = PrefixStore(kept)
         self.states: dict[Sequence, State] = {}
@@ -114,7 +115,9 @@ class Engine:
             self.prefixes.keep(sequence.ids[: sequence.num_computed], cache)
 
 
-def _checked_context(wish: int | None, limit: int) -> int:
+def checked_context(wish: int | None, config: ModelConfig) -> int:
+    """Tokens a sequence may have: ``wish``, or the model's limit. Raises PromptError for a wish beyond it."""
+    limit = config.max_position_embeddings
     if wish is None:
         return limit
     if not 2 <= wish <= limit:
