@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,16 @@ def test_weights_have_the_spread_asked_for(tmp_path: Path, type: StoredType) -> 
     assert abs(values.mean().item()) < 0.03  # a 4-bit value has one more step below zero than above
 
 
+def test_gemma_3n_has_a_row_for_every_token_as_llama_cpp_insists(tmp_path: Path) -> None:
+    config = small("gemma-3n-E2B")
+    wider = replace(config, vocab_size=1280)
+    write_synthetic(wider, "gemma-3n-E2B", tmp_path / "x.gguf")
+    assert GGUFFile.open(tmp_path / "x.gguf").tensors["per_layer_token_embd.weight"].shape[0] == 1280
+
+
 def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="rows of 640 weights do not fill blocks of 256"):
+        Dice(0).blocks(StoredType.Q6_K, (2, 640), 1.0)
     with pytest.raises(CheckpointError, match="gemma-4-E2B"):
         synthesize("gemma-9", tmp_path / "x.gguf")
     with pytest.raises(UnsupportedError, match="not Q2_K"):
@@ -91,7 +101,8 @@ def test_the_verb_writes_and_does_not_overwrite(tmp_path: Path, capfd: pytest.Ca
     target = tmp_path / "x.gguf"
     assert main(["synth", "gemma-3-270m", str(target)]) == 0
     checkpoint = open_checkpoint(resolve(target))
-    assert decoder_shapes(checkpoint.config) == decoder_shapes(from_hf(released_config("gemma-3-270m")))
+    released = decoder_shapes(from_hf(released_config("gemma-3-270m")))
+    assert {name: one.shape for name, one in checkpoint.tensors.items()} == released
     before = target.stat().st_mtime_ns
     assert main(["synth", "gemma-3-270m", str(target)]) == 2
     assert "already there" in capfd.readouterr().err

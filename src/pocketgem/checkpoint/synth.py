@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,10 +51,18 @@ def write_synthetic(
     progress: Progress | None = None,
 ) -> None:
     """``synthesize`` for any shapes; rows must fill whole blocks, save those of a few numbers."""
+    config = _padded(config)
     if type not in FORMATS:
         raise UnsupportedError(f"synthetic weights can be {' or '.join(FORMATS)}, not {type}")
     metadata = {"general.name": f"synthetic {name} (random weights)", **metadata_of(config), **_vocabulary(config)}
     write_gguf(path, config.family, metadata, _tensors(config, type, Dice(seed), progress))
+
+
+def _padded(config: ModelConfig) -> ModelConfig:
+    """In GGUF, Gemma 3n's per-layer table has a row for every token, those of media too; llama.cpp insists."""
+    if config.family != "gemma3n" or config.per_layer is None:
+        return config
+    return replace(config, per_layer=replace(config.per_layer, vocab_size=config.vocab_size))
 
 
 def _tensors(
@@ -76,7 +85,9 @@ def _tensors(
 def _stored_as(name: str, shape: tuple[int, ...], type: StoredType) -> StoredType:
     if len(shape) == 1 or ("altup_" in name and "_coef" in name):  # AltUp's coefficients are a few numbers wide
         return StoredType.F32
-    return StoredType.Q6_K if type is StoredType.Q4_0 and name == "token_embd.weight" else type
+    if type is StoredType.Q4_0 and name == "token_embd.weight":
+        return StoredType.Q6_K if shape[-1] % StoredType.Q6_K.block_size == 0 else StoredType.Q8_0  # as the real 270M
+    return type
 
 
 def _fan_in(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:
@@ -106,7 +117,9 @@ class Dice:
 
     def blocks(self, type: StoredType, shape: tuple[int, ...], std: float) -> Tensor:
         """uint8 ``[*leading, bytes a row]`` whose weights have standard deviation ``std``."""
-        rows, per_row = math.prod(shape[:-1]), shape[-1] // type.block_size
+        rows, (per_row, left) = math.prod(shape[:-1]), divmod(shape[-1], type.block_size)
+        if left:
+            raise UnsupportedError(f"rows of {shape[-1]} weights do not fill blocks of {type.block_size} ({type})")
         out = torch.empty((rows * per_row, type.type_size), dtype=torch.uint8)
         out.random_(generator=self._generator)
         _SCALES[type](out, std)
