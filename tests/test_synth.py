@@ -54,7 +54,9 @@ def test_every_layout_loads_and_writes_ordinary_numbers(tmp_path: Path, layout: 
     config = small(layout)
     write_synthetic(config, layout, tmp_path / "x.gguf", type)
     back = open_checkpoint(resolve(tmp_path / "x.gguf"))
-    assert {name: one.shape for name, one in back.tensors.items()} == decoder_shapes(config)
+    shapes = {name: one.shape for name, one in back.tensors.items()}
+    assert shapes.items() >= decoder_shapes(config).items()
+    assert all("self_attn" in name for name in shapes.keys() - decoder_shapes(config).keys())
     assert [layer.rope for layer in back.config.layers] == [layer.rope for layer in config.layers]
     llm = LLM.load(tmp_path / "x.gguf", dtype=torch.float32)
     answer = llm.generate(list(range(300, 350)), params=SamplingParams(max_tokens=5, logprobs=1))

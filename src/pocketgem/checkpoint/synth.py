@@ -65,10 +65,22 @@ def _padded(config: ModelConfig) -> ModelConfig:
     return replace(config, per_layer=replace(config.per_layer, vocab_size=config.vocab_size))
 
 
+def _unused_keys(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """K/V of layers that share another's: released Gemma 3n files carry them unused, and llama.cpp asks for them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in config.layers if config.family == "gemma3n" else ():
+        if not layer.writes_kv:
+            keys = (layer.num_kv_heads * layer.head_dim, config.hidden_size)
+            prefix = f"layers.{layer.index}.self_attn"
+            shapes |= {f"{prefix}.k_proj.weight": keys, f"{prefix}.v_proj.weight": keys}
+            shapes[f"{prefix}.k_norm.weight"] = (layer.head_dim,)
+    return shapes
+
+
 def _tensors(
     config: ModelConfig, type: StoredType, dice: Dice, progress: Progress | None
 ) -> Iterator[tuple[str, Tensor, StoredType]]:
-    shapes = _stacked(decoder_shapes(config))
+    shapes = _stacked({**decoder_shapes(config), **_unused_keys(config)})
     stored = {name: _stored_as(name, shape, type) for name, shape in shapes.items()}
     total, done = sum(tensor_bytes(shape, stored[name]) for name, shape in shapes.items()), 0
     for name, shape in shapes.items():
