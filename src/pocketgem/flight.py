@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pocketgem.answers import Stats
+from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine, Output
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, Sequence
-from pocketgem.model.build import Progress
 
 
 @dataclass
@@ -26,7 +26,6 @@ class Run:
     began: float = field(default_factory=time.perf_counter)
     first: float | None = None  # time of the first token
     last: float = 0.0
-    reused: int | None = None
 
     @property
     def params(self) -> SamplingParams:

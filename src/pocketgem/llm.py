@@ -22,12 +22,13 @@ import torch
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob, fold
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
+from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine, Output, checked_context
 from pocketgem.engine.request import FinishReason, Request, SamplingParams
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
-from pocketgem.model.build import Progress, build_model
+from pocketgem.model.build import build_model
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.parts import defaults_of, fast_dtype, nameless_ids, template_of, tokenizer_of

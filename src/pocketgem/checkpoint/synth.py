@@ -7,7 +7,7 @@ that activations stay of ordinary size; no tensor is ever made in floating point
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pocketgem.checkpoint import names
 from pocketgem.checkpoint.export import metadata_of, rope_divisors
-from pocketgem.checkpoint.types import StoredType, tensor_bytes
+from pocketgem.checkpoint.types import Progress, StoredType, tensor_bytes
 from pocketgem.checkpoint.write import write_gguf
 from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
 from pocketgem.errors import UnsupportedError
@@ -26,7 +26,6 @@ BYTE_STD = math.sqrt((256**2 - 1) / 12)
 SIXBIT_STD = math.sqrt((64**2 - 1) / 12)
 SIXBIT_SCALE = 32  # of every sub-block of a Q6_K block
 FORMATS = (StoredType.Q4_0, StoredType.Q8_0)
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 def synthesize(

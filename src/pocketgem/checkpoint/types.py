@@ -9,10 +9,11 @@ from __future__ import annotations
 import enum
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 Buffer = bytes | bytearray | memoryview | mmap.mmap  # what a header can be parsed from
 
 

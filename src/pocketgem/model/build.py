@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,14 +10,13 @@ from torch import nn
 from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor
 from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.checkpoint.types import Progress
 from pocketgem.config import ModelConfig, decoder_shapes
 from pocketgem.errors import WeightsError
 from pocketgem.memory.rows import MappedRows
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.gemma3n import Gemma3n
 from pocketgem.model.layers import RMSNorm
-
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 def build_model(checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None) -> Gemma:

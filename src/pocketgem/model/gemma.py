@@ -125,13 +125,14 @@ class Gemma(nn.Module):
     def run_layers(self, inputs: Inputs, step: Step) -> Tensor:
         x, vectors, tables = inputs.x, inputs.per_layer, self.tables.at(step.positions, inputs.x.dtype)
         shared: dict[int, tuple[KeysValues, ...]] = {}
+        skips = step.skip and len(step.logit_rows) < len(x)  # decode wants every row: there is nothing to leave out
         for layer, block in zip(self.config.layers, cast(Iterable[Block], self.layers), strict=True):
             x, normed = block.enter(x)
             writes, attend = layer.writes_kv, block.self_attn
             seen = attend.keys(normed, tables[layer.rope], step) if writes else shared[layer.kv_layer]
             if layer.index in self.read_later:
                 shared[layer.index] = seen
-            if layer.index == self.config.last_writer and step.skip:
+            if layer.index == self.config.last_writer and skips:
                 rows, step = step.logit_rows, step.wanted()
                 x, normed, vectors = x[rows], normed[rows], None if vectors is None else vectors[rows]
                 tables = self.tables.at(step.positions, x.dtype)
@@ -139,7 +140,7 @@ class Gemma(nn.Module):
                     return x  # a prompt's early chunk: only its keys were wanted
             vector = None if vectors is None else vectors[:, layer.index]
             x = block(x, normed, vector, Ask(tables[layer.rope], seen, step))
-        return x if step.skip else x[step.logit_rows]
+        return x if skips or len(step.logit_rows) == len(x) else x[step.logit_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[rows, hidden] -> [rows, vocab]``, soft-capped where the model is; float32."""
