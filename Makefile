@@ -19,7 +19,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/pocketgem bench $(MODEL)
 
 fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 	$(BIN)/python -m tests.fuzz_checkpoint --minutes $(or $(MINUTES),10)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pocketgem.config import LayerConfig, Rope
 from pocketgem.errors import RunError
 from pocketgem.model import cache as cache_module
-from pocketgem.model.cache import LayerStore
+from pocketgem.model.cache import KeysValues, LayerStore
 
 
 def layer(window: int | None) -> LayerConfig:
@@ -26,11 +26,18 @@ def rows(start: int, count: int) -> torch.Tensor:
     return positions[:, None, None].expand(count, 1, 2)
 
 
+def put(store: LayerStore, start: int, k: torch.Tensor, v: torch.Tensor) -> KeysValues:
+    slot = store.reserve(start, len(k))
+    slot.k.copy_(k)
+    slot.v.copy_(v)
+    return slot.seen
+
+
 @given(window=st.sampled_from([None, 1, 2, 8, 100]), counts=st.lists(st.integers(1, 300), min_size=1, max_size=12))
 def test_a_store_returns_exactly_what_the_queries_may_see(window: int | None, counts: list[int]) -> None:
     store, start = LayerStore(layer(window), torch.float32), 0
     for count in counts:
-        seen = store.append(start, rows(start, count), -rows(start, count))
+        seen = put(store, start, rows(start, count), -rows(start, count))
         oldest = 0 if window is None else max(0, start - window + 1)
         assert seen.first <= oldest
         expected = torch.arange(seen.first, start + count, dtype=torch.float32)
@@ -42,44 +49,61 @@ def test_a_store_returns_exactly_what_the_queries_may_see(window: int | None, co
 def test_a_sliding_store_stays_bounded() -> None:
     store = LayerStore(layer(16), torch.float32)
     for start in range(0, 5000, 50):
-        store.append(start, rows(start, 50), rows(start, 50))
+        put(store, start, rows(start, 50), rows(start, 50))
     assert store.nbytes == 2 * (16 + cache_module.SLACK) * 2 * 4  # k and v, rows, two floats
 
 
 def test_a_wide_window_costs_only_what_is_in_it() -> None:
     store = LayerStore(layer(1 << 24), torch.float32)
-    store.append(0, rows(0, 3), rows(0, 3))
+    put(store, 0, rows(0, 3), rows(0, 3))
     assert len(store.k) == cache_module.FIRST_CAPACITY
 
 
 def test_a_full_store_grows_by_doubling() -> None:
     store, sizes = LayerStore(layer(None), torch.float32), set()
     for start in range(2000):
-        store.append(start, rows(start, 1), rows(start, 1))
+        put(store, start, rows(start, 1), rows(start, 1))
         sizes.add(len(store.k))
     assert sizes == {cache_module.FIRST_CAPACITY * 2**i for i in range(4)}
 
 
 def test_a_fork_is_independent() -> None:
     store = LayerStore(layer(8), torch.float32)
-    store.append(0, rows(0, 5), rows(0, 5))
+    put(store, 0, rows(0, 5), rows(0, 5))
     twin = store.fork()
-    store.append(5, rows(50, 3), rows(50, 3))
-    seen = twin.append(5, rows(5, 1), rows(5, 1))
+    put(store, 5, rows(50, 3), rows(50, 3))
+    seen = put(twin, 5, rows(5, 1), rows(5, 1))
     assert seen.k[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_step_that_failed_can_be_run_again_while_its_past_is_there() -> None:
     store = LayerStore(layer(8), torch.float32)
-    store.append(0, rows(0, 20), rows(0, 20))
-    store.append(20, rows(99, 4), rows(99, 4))  # this step failed in a later layer: nobody committed it
-    seen = store.append(20, rows(20, 4), rows(20, 4))
+    put(store, 0, rows(0, 20), rows(0, 20))
+    put(store, 20, rows(99, 4), rows(99, 4))  # this step failed in a later layer: nobody committed it
+    seen = put(store, 20, rows(20, 4), rows(20, 4))
     assert seen.k[:, 0, 0].tolist() == list(range(seen.first, 24))
+
+
+def test_a_failed_chunk_of_any_length_can_be_run_again() -> None:
+    store = LayerStore(layer(8), torch.float32)
+    put(store, 0, rows(0, 20), rows(0, 20))
+    put(store, 20, rows(-1000, 500), rows(-1000, 500))
+    seen = put(store, 20, rows(20, 1), rows(20, 1))
+    assert seen.k[:, 0, 0].tolist() == list(range(13, 21))
+
+
+def test_a_long_chunk_leaves_no_large_buffer_behind() -> None:
+    store = LayerStore(layer(8), torch.float32)
+    put(store, 0, rows(0, 5000), rows(0, 5000))
+    for start in range(5000, 5100):
+        put(store, start, rows(start, 1), rows(start, 1))
+    assert len(store.k) == 8 + cache_module.SLACK
 
 
 def test_a_lost_past_is_refused_not_shortened() -> None:
     store = LayerStore(layer(8), torch.float32)
-    store.append(0, rows(0, 20), rows(0, 20))
-    store.append(20, rows(20, 500), rows(20, 500))  # overwrites what position 20 would need
+    put(store, 0, rows(0, 20), rows(0, 20))
+    put(store, 20, rows(20, 500), rows(20, 500))
+    put(store, 520, rows(520, 500), rows(520, 500))  # position 20's own past is gone now
     with pytest.raises(RunError, match="prefill again"):
-        store.append(20, rows(20, 1), rows(20, 1))
+        put(store, 20, rows(20, 1), rows(20, 1))

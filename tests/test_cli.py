@@ -371,13 +371,13 @@ def test_a_model_that_computes_nonsense_is_a_failed_run(cli: Cli, tmp_path: Path
     ids=lambda value: type(value).__name__,
 )
 def test_each_kind_of_error_has_its_line_and_code(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+    cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(LLM, "load", fail)
-    assert cli("run", "model", "hello") == Ran(code, "", line)
+    assert cli("run", str(base), "hello") == Ran(code, "", line)
 
 
 def test_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

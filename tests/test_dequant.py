@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketgem.checkpoint import tensor as tensor_module
-from pocketgem.checkpoint.dequant import dequantize
+from pocketgem.checkpoint import unpack
+from pocketgem.checkpoint.dequant import dequantize, dtype_of
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import GGML_NOT_RUN, GGML_TYPES, StoredType
 from pocketgem.errors import WeightsError
 
-BLOCK_TYPES = [kind for kind in StoredType if kind.dtype is None]
-PLAIN_TYPES = [kind for kind in StoredType if kind.dtype is not None]
+BLOCK_TYPES = [kind for kind in StoredType if kind.packed]
+PLAIN_TYPES = [kind for kind in StoredType if not kind.packed]
 
 
 def reference(blocks: Tensor, kind: StoredType) -> Tensor:
@@ -79,9 +79,20 @@ def test_sizes_and_numbers_are_those_of_ggml() -> None:
 # --- stored tensors
 
 
+class Memory(MappedFile):
+    """Bytes that lie in memory and never change, in a file's place."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    def check_unchanged(self) -> None:
+        pass
+
+
 def stored(kind: StoredType, shape: tuple[int, ...], data: Tensor | None = None) -> StoredTensor:
     blocks = int(torch.tensor(shape).prod()) // kind.block_size
-    return StoredTensor("t", shape, kind, random_blocks(kind, blocks).view(-1) if data is None else data)
+    data = random_blocks(kind, blocks).view(-1) if data is None else data
+    return StoredTensor("t", shape, kind, Memory(data), 0, data.numel())
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
@@ -90,7 +101,7 @@ def test_dense_is_the_same_in_any_number_of_chunks(kind: StoredType, monkeypatch
     whole = tensor.dense()
     assert whole.shape == tensor.shape
     assert_same_bits(whole.view(-1, kind.block_size), reference(tensor.data.view(-1, kind.type_size), kind))
-    monkeypatch.setattr(tensor_module, "CHUNK", 7 * kind.block_size)
+    monkeypatch.setattr(unpack, "CHUNK", 7 * kind.block_size)
     assert_same_bits(tensor.dense(), whole)
     assert torch.equal(tensor.dense(torch.bfloat16).nan_to_num(), whole.bfloat16().nan_to_num())
 
@@ -101,7 +112,7 @@ def test_rows_are_rows_of_the_whole(kind: StoredType, monkeypatch: pytest.Monkey
     ids = torch.tensor([11, 0, 5, 5, 2])
     expected = tensor.dense().view(12, -1)[ids]
     assert_same_bits(tensor.rows(ids), expected)
-    monkeypatch.setattr(tensor_module, "CHUNK", 1)
+    monkeypatch.setattr(unpack, "CHUNK", 1)
     assert_same_bits(tensor.rows(ids), expected)
     assert tensor.rows(ids[:0]).shape == (0, 2 * kind.block_size)
 
@@ -114,11 +125,12 @@ def test_rows_outside_the_table_are_refused(ids: list[int]) -> None:
 
 @pytest.mark.parametrize("kind", PLAIN_TYPES)
 def test_plain_values_are_the_bytes_themselves(kind: StoredType) -> None:
-    assert kind.dtype is not None
-    values = torch.tensor([[-2, 0, 1], [5, 100, 7]]).to(kind.dtype)
+    dtype = dtype_of(kind)
+    assert dtype is not None
+    values = torch.tensor([[-2, 0, 1], [5, 100, 7]]).to(dtype)
     tensor = stored(kind, (2, 3), values.view(torch.uint8).view(-1))
-    assert torch.equal(tensor.dense(kind.dtype), values)
-    assert tensor.dense(kind.dtype).data_ptr() == values.data_ptr()  # a view, not a copy
+    assert torch.equal(tensor.dense(dtype), values)
+    assert tensor.dense(dtype).data_ptr() == values.data_ptr()  # a view, not a copy
     assert torch.equal(tensor.dense(), values.float())
     assert torch.equal(tensor.rows(torch.tensor([1])), values[1:].float())
 
@@ -135,7 +147,8 @@ def test_bytes_at_odd_places_are_read(tmp_path: Path) -> None:
     """safetensors promises no alignment."""
     (tmp_path / "x").write_bytes(b"\0" + torch.tensor([1.5, -2.0]).numpy().tobytes())
     file = MappedFile(tmp_path / "x")
-    tensor = StoredTensor("t", (2,), StoredType.F32, file.data[1:], file)
+    tensor = StoredTensor("t", (2,), StoredType.F32, file, 1, file.size)
+    assert tensor.numbers() == [1.5, -2.0]
     assert tensor.dense().tolist() == [1.5, -2.0]
     assert tensor.rows(torch.tensor([0])).tolist() == [[1.5, -2.0]]
 

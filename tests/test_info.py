@@ -22,6 +22,7 @@ from pocketgem.config.released import RELEASED, released_config
 from pocketgem.info import Info, describe_machine, inspect
 from pocketgem.info.texts import describe_template
 from pocketgem.info.weights import tower_of
+from pocketgem.kernels.cpu import default_threads
 from pocketgem.model.build import build_model
 from pocketgem.model.cache import Cache
 from tests.cli_models import TEMPLATE, save_model
@@ -226,13 +227,13 @@ def test_json_holds_the_same_facts(vision: Path, capsys: pytest.CaptureFixture[s
     assert data["layout"]["pattern"] == info.layout.pattern
     assert data["weights"]["total"] == info.weights.total
     assert data["vocabulary"]["stops"] == {"1": "<eos>", "5": "<turn|>"}
-    assert data["machine"]["threads"] == torch.get_num_threads()
+    assert data["machine"]["threads"] == default_threads().count
 
 
 def test_the_computer_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--cpu"]) == 0
     text = capsys.readouterr().out
-    assert f"{torch.get_num_threads()} threads" in text
+    assert default_threads().reason in text
     assert describe_machine().kernels in text
     assert main(["info", "--cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out).keys() == {"machine"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketgem.text.parse import Content, Event, OutputParser, Thought, end_ids, opens_thought
+from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
 from pocketgem.text.tokenizer import Tokenizer
 from tests import text_fixtures as fixtures
 
@@ -122,7 +122,7 @@ def by_segments(ids: list[int], thought_open: bool) -> list[Event]:
     """What the module's docstring promises, said about whole stretches of text between markers: the oracle."""
     tokenizer = fixtures.gemma4_tokenizer()
     names = {id: name for name, id in tokenizer.special_tokens.items()}
-    silent = {names[id] for id in end_ids(tokenizer)} | {"<bos>", "<pad>"}
+    silent = {names[id] for id in tokenizer.end_ids} | {"<bos>", "<pad>"}
     kind, label, run, events = Thought if thought_open else Content, False, [], []
     for id in [*ids, None]:
         marker = None if id is None else names.get(id)
@@ -153,8 +153,8 @@ def test_nothing_is_lost_but_the_markers(data: st.DataObject, thought_open: bool
 
 def test_the_tokens_that_end_a_turn() -> None:
     gemma4, gemma3 = fixtures.gemma4_tokenizer(), fixtures.spm_tokenizer()
-    assert {gemma4.decode([id]) for id in end_ids(gemma4)} == {"<eos>", "<turn|>", "<|tool_response>"}
-    assert {gemma3.decode([id]) for id in end_ids(gemma3)} == {"<eos>", "<end_of_turn>"}
+    assert {gemma4.decode([id]) for id in gemma4.end_ids} == {"<eos>", "<turn|>", "<|tool_response>"}
+    assert {gemma3.decode([id]) for id in gemma3.end_ids} == {"<eos>", "<end_of_turn>"}
 
 
 @pytest.mark.parametrize(

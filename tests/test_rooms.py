@@ -12,8 +12,8 @@ import pocketgem
 
 HOUSE = Path(pocketgem.__file__).parent
 FLOORS: dict[str, int] = {
-    "errors": 0, "kernels": 0,
-    "config": 1,
+    "errors": 0,
+    "config": 1, "kernels": 1,
     "checkpoint": 2,
     "memory": 3,
     "model": 4,
@@ -21,7 +21,7 @@ FLOORS: dict[str, int] = {
     "answers": 6, "parts": 6,
     "flight": 7,
     "llm": 8,
-    "info": 9,
+    "info": 9, "bench": 9,
     "cli": 10,
     "__init__": 11, "__main__": 11,
 }  # fmt: skip

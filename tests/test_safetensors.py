@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pocketgem.checkpoint.dequant import dtype_of
 from pocketgem.checkpoint.safetensors import (
     INDEX,
     MAX_HEADER,
@@ -49,7 +50,7 @@ def write_index(folder: Path, homes: dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_dtype_comes_back(tmp_path: Path, name: str) -> None:
-    dtype = StoredType(name).dtype
+    dtype = dtype_of(StoredType(name))
     assert dtype is not None
     values = (torch.randn(3, 4) * 50).to(dtype)
     tensor = open_safetensors(save(tmp_path / "x.safetensors", {"t": values}))["t"]

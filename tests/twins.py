@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -15,29 +16,55 @@ from torch import nn
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 VOCAB = 600
-COMMON = {
-    "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "head_dim": 16,
-    "sliding_window": 8,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
-GEMMA4 = {**COMMON, "global_head_dim": 32, "final_logit_softcapping": 30.0}
-GEMMA4_FLAT = {**GEMMA4, "hidden_size_per_layer_input": 0}
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How wide a twin is. ``NARROW`` has odd sizes; ``BLOCKS`` multiples of 32, as block types and kernels need."""
+
+    hidden: int
+    head: int
+    full_head: int  # Gemma 4's on full layers
+    mlp: int
+    per_layer: int
+    laurel: int
+    expert: int
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {
+            "vocab_size": VOCAB,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_attention_heads": 4,
+            "head_dim": self.head,
+            "sliding_window": 8,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": 2,
+        }
+
+    @property
+    def gemma4(self) -> dict[str, Any]:
+        return {**self.common, "global_head_dim": self.full_head, "final_logit_softcapping": 30.0}
+
+    @property
+    def gemma4_flat(self) -> dict[str, Any]:
+        return {**self.gemma4, "hidden_size_per_layer_input": 0}
+
+
+NARROW = Widths(hidden=48, head=16, full_head=32, mlp=64, per_layer=12, laurel=6, expert=24)
+BLOCKS = Widths(hidden=96, head=32, full_head=64, mlp=160, per_layer=32, laurel=32, expert=32)
 TINY_VISION = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 32, "patch_size": 16, "pooling_kernel_size": 3, "position_embedding_size": 64,
 }  # fmt: skip
 
 
-def gemma3() -> nn.Module:
+def gemma3(widths: Widths) -> nn.Module:
     config = transformers.Gemma3TextConfig(
-        **COMMON,
+        **widths.common,
         num_hidden_layers=5,
         num_key_value_heads=2,
         layer_types=[SLIDING, SLIDING, FULL, SLIDING, FULL],
@@ -47,41 +74,41 @@ def gemma3() -> nn.Module:
     return transformers.Gemma3ForCausalLM(config)
 
 
-def gemma3_multimodal() -> nn.Module:
+def gemma3_multimodal(widths: Widths) -> nn.Module:
     vision = {
         "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "image_size": 32, "patch_size": 16,
     }  # fmt: skip
-    text = {**COMMON, "num_hidden_layers": 6, "num_key_value_heads": 1}
+    text = {**widths.common, "num_hidden_layers": 6, "num_key_value_heads": 1}
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     return transformers.Gemma3ForConditionalGeneration(config)
 
 
-def gemma3n() -> nn.Module:
+def gemma3n(widths: Widths) -> nn.Module:
     config = transformers.Gemma3nTextConfig(
-        **{**COMMON, "intermediate_size": [64, 64, 64, 96, 96, 96]},
+        **{**widths.common, "intermediate_size": [widths.mlp] * 3 + [widths.mlp + 32] * 3},
         num_hidden_layers=6,
         num_key_value_heads=2,
         layer_types=[SLIDING, SLIDING, FULL, FULL, SLIDING, FULL],
         num_kv_shared_layers=2,
         vocab_size_per_layer_input=VOCAB - 20,
-        hidden_size_per_layer_input=12,
-        laurel_rank=6,
+        hidden_size_per_layer_input=widths.per_layer,
+        laurel_rank=widths.laurel,
         activation_sparsity_pattern=[0.95, 0.8, 0.0, 0.0, 0.0, 0.0],
     )
     return transformers.Gemma3nForCausalLM(config)
 
 
-def e2b() -> nn.Module:
+def e2b(widths: Widths) -> nn.Module:
     text = {
-        **GEMMA4,
+        **widths.gemma4,
         "num_hidden_layers": 6,
         "num_key_value_heads": 1,
         "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
         "num_kv_shared_layers": 3,
         "use_double_wide_mlp": True,
         "vocab_size_per_layer_input": VOCAB,
-        "hidden_size_per_layer_input": 12,
+        "hidden_size_per_layer_input": widths.per_layer,
     }
     audio = {
         "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32,
@@ -91,22 +118,22 @@ def e2b() -> nn.Module:
     return transformers.Gemma4ForConditionalGeneration(config)
 
 
-def e4b() -> nn.Module:
+def e4b(widths: Widths) -> nn.Module:
     config = transformers.Gemma4TextConfig(
-        **GEMMA4,
+        **widths.gemma4,
         num_hidden_layers=6,
         num_key_value_heads=2,
         layer_types=[SLIDING, SLIDING, SLIDING, FULL, SLIDING, FULL],
         num_kv_shared_layers=2,
         vocab_size_per_layer_input=VOCAB,
-        hidden_size_per_layer_input=12,
+        hidden_size_per_layer_input=widths.per_layer,
     )
     return transformers.Gemma4ForCausalLM(config)
 
 
-def unified_12b() -> nn.Module:
+def unified_12b(widths: Widths) -> nn.Module:
     config = transformers.Gemma4UnifiedTextConfig(
-        **GEMMA4,
+        **widths.gemma4,
         num_hidden_layers=4,
         num_key_value_heads=2,
         num_global_key_value_heads=1,
@@ -116,9 +143,9 @@ def unified_12b() -> nn.Module:
     return transformers.Gemma4UnifiedForCausalLM(config)
 
 
-def moe_26b() -> nn.Module:
+def moe_26b(widths: Widths) -> nn.Module:
     text = {
-        **GEMMA4_FLAT,
+        **widths.gemma4_flat,
         "num_hidden_layers": 4,
         "num_key_value_heads": 4,
         "num_global_key_value_heads": 2,
@@ -127,16 +154,16 @@ def moe_26b() -> nn.Module:
         "enable_moe_block": True,
         "num_experts": 8,
         "top_k_experts": 3,
-        "moe_intermediate_size": 24,
+        "moe_intermediate_size": widths.expert,
         "use_bidirectional_attention": "vision",
     }
     config = transformers.Gemma4Config(text_config=text, vision_config=TINY_VISION, audio_config=None)
     return transformers.Gemma4ForConditionalGeneration(config)
 
 
-def dense_31b() -> nn.Module:
+def dense_31b(widths: Widths) -> nn.Module:
     config = transformers.Gemma4TextConfig(
-        **GEMMA4_FLAT,
+        **widths.gemma4_flat,
         num_hidden_layers=6,
         num_key_value_heads=4,
         num_global_key_value_heads=2,
@@ -146,7 +173,7 @@ def dense_31b() -> nn.Module:
     return transformers.Gemma4ForCausalLM(config)
 
 
-LAYOUTS: dict[str, Callable[[], nn.Module]] = {
+LAYOUTS: dict[str, Callable[[Widths], nn.Module]] = {
     "gemma3": gemma3,
     "gemma3-multimodal": gemma3_multimodal,
     "gemma3n": gemma3n,
@@ -167,10 +194,10 @@ class Twin:
     folder: Path
 
 
-def make_twin(name: str, folder: Path) -> Twin:
+def make_twin(name: str, folder: Path, widths: Widths = NARROW) -> Twin:
     """Build, randomise and save the twin of a layout."""
     torch.manual_seed(sum(map(ord, name)))
-    oracle = LAYOUTS[name]().eval()
+    oracle = LAYOUTS[name](widths).eval()
     oracle.set_attn_implementation("eager")
     with torch.no_grad():
         for key, tensor in [*oracle.named_parameters(), *oracle.named_buffers()]:

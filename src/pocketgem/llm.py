@@ -19,19 +19,20 @@ from typing import Any
 
 import torch
 
+from pocketgem import kernels
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob, fold
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
+from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
-from pocketgem.engine.loop import Engine, Output, checked_context
-from pocketgem.engine.request import FinishReason, Request, SamplingParams
+from pocketgem.engine.loop import Engine, Output
+from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
-from pocketgem.model.build import build_model
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
-from pocketgem.parts import defaults_of, fast_dtype, nameless_ids, template_of, tokenizer_of
+from pocketgem.parts import defaults_of, model_of, nameless_ids, template_of, tokenizer_of
 from pocketgem.text.chat import Chat
 from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
 from pocketgem.text.stops import StopStrings
@@ -45,41 +46,58 @@ class LLM:
     """A model, its tokenizer and its template, ready to answer. Calls from several threads take turns."""
 
     def __init__(
-        self, model: Gemma, tokenizer: Tokenizer, checkpoint: Checkpoint, *, context: int | None = None
+        self,
+        model: Gemma,
+        tokenizer: Tokenizer,
+        checkpoint: Checkpoint,
+        *,
+        context: int | None = None,
+        files: tuple[MappedFile, ...] = (),
     ) -> None:
+        """``files`` are those the model goes on reading: a request is refused when one of them was changed."""
         self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
         self.engine = Engine(model, context=context)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
         self._numbers = count()
         self._chat: Chat | None = None
-        self._mapped = checkpoint.mapped(model.dtype)
+        self._mapped = files
         self._nameless = nameless_ids(checkpoint, tokenizer)
 
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path | Checkpoint,
         *,
         dtype: torch.dtype | None = None,
         context: int | None = None,
+        threads: int | None = None,
         offline: bool = False,
+        keep_packed: bool = True,
         progress: Progress | None = None,
     ) -> LLM:
         """Load a checkpoint.
 
         Args:
-            model: a GGUF file, a folder with safetensors, a hub name ``org/name``, or ``gemma-3-270m``.
-            dtype: torch.bfloat16 or torch.float32; None takes what this machine multiplies fastest.
+            model: a GGUF file, a folder with safetensors, a hub name ``org/name``, or ``gemma-3-270m``; or one of these
+                already opened.
+            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; None leaves quantised weights packed
+                for the compiled kernels where there are any, else takes what this machine multiplies fastest.
             context: longest prompt plus answer in tokens; None for the model's own limit.
+            threads: processor threads, 1 to 1024; None for one on each performance core this process may use.
             offline: never ask the network, even for a hub name.
+            keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             progress: called with (bytes done, bytes in all) as weights arrive.
-        Raises CheckpointError (missing, damaged, unsupported) or PromptError (bad option).
+        Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
+        POCKETGEM_KERNELS asks for kernels that cannot run here.
         """
-        checkpoint = open_checkpoint(resolve(model, offline=offline))
+        kernels.choice()
+        checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
         tokenizer = tokenizer_of(checkpoint)
-        return cls(build_model(checkpoint, dtype or fast_dtype(), progress), tokenizer, checkpoint, context=context)
+        count = None if threads is None else checked_threads(threads)
+        built, files = model_of(checkpoint, dtype, count, keep_packed=keep_packed, progress=progress)
+        return cls(built, tokenizer, checkpoint, context=context, files=files)
 
     # ---- text ------------------------------------------------------------------------------------------------------
 

@@ -2,39 +2,77 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from pocketgem import kernels
+from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint
-from pocketgem.errors import TokenizerError, WeightsError
-from pocketgem.text.parse import end_ids
+from pocketgem.checkpoint.tensor import MappedFile
+from pocketgem.checkpoint.types import Progress
+from pocketgem.errors import WeightsError
+from pocketgem.kernels import cpu
+from pocketgem.kernels.compute import Compute
+from pocketgem.kernels.cores import default_threads
+from pocketgem.memory.packed import default_cache
+from pocketgem.model.build import build_model
+from pocketgem.model.build_packed import build_packed, can_pack
+from pocketgem.model.gemma import Gemma
+from pocketgem.text.source import vocabulary_from
 from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 
+WORTH_KEEPING = 500_000_000  # bytes of weights; they are packed at about a gigabyte a second
 MOST_NAMELESS = 4096  # embedding rows without a token; released models pad by 64 to 256
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that came with the weights. Raises TokenizerError."""
-    if checkpoint.metadata:
-        return Tokenizer.from_gguf(checkpoint.metadata)
-    folder = checkpoint.location.folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(f"{checkpoint.where}: no tokenizer.json beside the weights")
-    return Tokenizer.from_file(folder / "tokenizer.json")
+    return Tokenizer(vocabulary_from(checkpoint.metadata, checkpoint.location.folder, checkpoint.where))
 
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively (half the bytes a token), float32 elsewhere."""
-    features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
-    return torch.bfloat16 if native else torch.float32
+    features = cpu.features() or _torchs_features()
+    return torch.bfloat16 if cpu.multiplies_bfloat16(features) else torch.float32
+
+
+def _torchs_features() -> frozenset[str]:
+    """Where the system tells nothing, on Windows, torch has looked for itself."""
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return frozenset(name for name, has in found.items() if has)
+
+
+def model_of(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    threads: int | None,
+    *,
+    keep_packed: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Gemma, tuple[MappedFile, ...]]:
+    """The model of a checkpoint and the files it goes on reading; see ``LLM.load`` for the options."""
+    compiled = kernels.choice().name
+    if dtype is None and compiled is not None and can_pack(checkpoint):
+        compute = Compute(compiled, threads or default_threads().count)
+        cache = default_cache(Path(checkpoint.where)) if keep_packed and _is_large(checkpoint) else None
+        return build_packed(checkpoint, compute, cache, progress)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = build_model(checkpoint, dtype or fast_dtype(), progress)
+    return model, checkpoint.mapped(model.dtype)
+
+
+def _is_large(checkpoint: Checkpoint) -> bool:
+    """Whether packing takes long enough that its result should be kept."""
+    matrices = (tensor.nbytes for name, tensor in checkpoint.tensors.items() if name != names.TABLE)
+    return sum(matrices) > WORTH_KEEPING
 
 
 def defaults_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:
     """The checkpoint's generation config, its stop ids completed by the tokens that end a turn."""
-    stops = checkpoint.generation.get("eos_token_id", list(checkpoint.config.eos_ids))
-    known = stops if isinstance(stops, list) else [stops]
-    return {**checkpoint.generation, "eos_token_id": [*known, *sorted(end_ids(tokenizer))]}
+    return {**checkpoint.generation, "eos_token_id": [*checkpoint.stops, *sorted(tokenizer.end_ids)]}
 
 
 def nameless_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:

@@ -23,7 +23,7 @@ import torch
 import pocketgem.checkpoint
 from pocketgem.checkpoint import header as gguf_header
 from pocketgem.checkpoint import safetensors as st
-from pocketgem.checkpoint import tensor as tensor_module
+from pocketgem.checkpoint import unpack
 from pocketgem.checkpoint.dequant import dequantize
 from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.checkpoint.resolve import resolve
@@ -176,7 +176,8 @@ def test_g12_a_library_that_reads_something_else_is_not_believed(
 ) -> None:
     path = write(tmp_path / "x.safetensors", safetensors_bytes({"t": entry("F32", [2], 0, 8)}, bytes(8)))
     other = write(tmp_path / "y.safetensors", safetensors_bytes({"t": entry("F32", [3], 0, 12)}, bytes(12)))
-    monkeypatch.setattr(st, "safe_open", lambda _, framework: safetensors.safe_open(other, framework=framework))
+    real = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda _, framework: real(other, framework=framework))
     with pytest.raises(FormatError, match="differently"):
         open_safetensors(path)
 
@@ -226,8 +227,8 @@ def test_g15_a_file_changed_in_the_middle_of_a_tensor(
         CHANGES[change](path)
         return result
 
-    monkeypatch.setattr(tensor_module, "CHUNK", 32)
-    monkeypatch.setattr(tensor_module, "dequantize", change_after)
+    monkeypatch.setattr(unpack, "CHUNK", 32)
+    monkeypatch.setattr(unpack, "dequantize", change_after)
     with pytest.raises(CheckpointError, match="changed while in use"):
         tensor.dense()
 

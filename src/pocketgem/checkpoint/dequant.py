@@ -19,9 +19,14 @@ from pocketgem.checkpoint.types import StoredType
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
+def dtype_of(type: StoredType) -> torch.dtype | None:
+    """The torch dtype whose bytes these are; None for a block type."""
+    return _PLAIN.get(type)
+
+
 def dequantize(blocks: Tensor, type: StoredType) -> Tensor:
     """``blocks`` uint8 [n, type_size] -> float32 [n, block_size], a new tensor."""
-    dtype = type.dtype
+    dtype = dtype_of(type)
     if dtype is not None:
         return blocks.contiguous().view(dtype).to(torch.float32, copy=True)  # [n, 1]
     return _UNPACK[type](blocks)
@@ -170,6 +175,16 @@ def _iq4_xs(blocks: Tensor) -> Tensor:
     return values.mul_(scale[:, :, None]).view(-1, 256)
 
 
+_PLAIN = {
+    StoredType.F32: torch.float32,
+    StoredType.F16: torch.float16,
+    StoredType.BF16: torch.bfloat16,
+    StoredType.F64: torch.float64,
+    StoredType.I8: torch.int8,
+    StoredType.I16: torch.int16,
+    StoredType.I32: torch.int32,
+    StoredType.I64: torch.int64,
+}
 _UNPACK: dict[StoredType, Callable[[Tensor], Tensor]] = {
     StoredType.Q4_0: _q4_0,
     StoredType.Q4_1: _q4_1,

@@ -30,7 +30,8 @@ def export_gguf(
 ) -> None:
     """Write a checkpoint as GGUF: matrices in ``type``, vectors in float32, ``vocabulary`` as the tokenizer's keys.
 
-    Raises CheckpointError for tensors that cannot be read, WeightsError where rows do not fill whole blocks.
+    Matrices whose rows do not fill whole blocks of the type stay float32. Raises CheckpointError for tensors that cannot
+    be read.
     """
     metadata = {**metadata_of(checkpoint.config), **(vocabulary or {})}
     write_gguf(path, checkpoint.config.family, metadata, _tensors(checkpoint, type))
@@ -120,12 +121,17 @@ def _tensors(checkpoint: Checkpoint, type: StoredType) -> Iterator[tuple[str, Te
         if checkpoint.norm_offset and "norm" in hf:
             tensor = tensor + checkpoint.norm_offset
         if index is None:
-            yield name, tensor, type if tensor.ndim > 1 else StoredType.F32
+            yield name, tensor, _fitting(type, tensor)
         else:
             stacks.setdefault(name, {})[index] = tensor
     for name, members in stacks.items():
-        yield name, torch.stack([members[index] for index in sorted(members)]), type
+        stack = torch.stack([members[index] for index in sorted(members)])
+        yield name, stack, _fitting(type, stack)
     yield from rope_divisors(checkpoint.config)
+
+
+def _fitting(type: StoredType, tensor: Tensor) -> StoredType:
+    return type if tensor.ndim > 1 and tensor.shape[-1] % type.block_size == 0 else StoredType.F32
 
 
 def rope_divisors(config: ModelConfig) -> Iterator[tuple[str, Tensor, StoredType]]:

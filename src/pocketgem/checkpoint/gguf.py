@@ -77,7 +77,7 @@ class _Shard:
 
     def tensors(self) -> Iterator[StoredTensor]:
         for info in self.header.tensors:
-            yield StoredTensor(info.name, info.shape, info.type, self.file.data[info.start : info.end], self.file)
+            yield StoredTensor(info.name, info.shape, info.type, self.file, info.start, info.end)
 
 
 def split_paths(path: Path) -> list[Path]:

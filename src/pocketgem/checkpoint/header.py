@@ -184,7 +184,7 @@ def _strings(cursor: _Cursor, count: int, what: str) -> list[object]:
             position = start + length_at(buffer, position)[0]
             if position > end:
                 raise FormatError(f"{cursor.where}: {what}, string {len(strings)}, runs past {cursor.limit}")
-            strings.append(str(buffer[start:position], "utf-8"))
+            strings.append(buffer[start:position].decode())
     except struct.error as error:  # the length itself lies past the end
         raise FormatError(f"{cursor.where}: {what} runs past {cursor.limit}") from error
     except UnicodeDecodeError as error:

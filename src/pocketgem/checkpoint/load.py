@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pocketgem.checkpoint import names
 from pocketgem.checkpoint.gguf import GGUFFile
@@ -16,6 +15,9 @@ from pocketgem.checkpoint.safetensors import open_safetensors
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.config import ModelConfig, from_gguf, from_hf
 from pocketgem.errors import FormatError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_JSON = 64 << 20  # bytes; the largest real one, a tokenizer, is half of that
 TOWERS = (
@@ -52,8 +54,12 @@ class JoinedTensor:
     def nbytes(self) -> int:
         return self.gate.nbytes + self.up.nbytes
 
-    def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.cat((self.gate.dense(dtype), self.up.dense(dtype)), dim=1)
+    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As ``StoredTensor.dense``: float32 if nothing else is said."""
+        gate, up = self.gate.dense(dtype), self.up.dense(dtype)
+        out = gate.new_empty(self.shape)
+        out[:, : gate.shape[1]], out[:, gate.shape[1] :] = gate, up
+        return out
 
 
 TextTensor = StoredTensor | JoinedTensor
@@ -76,13 +82,19 @@ class Checkpoint:
     def where(self) -> str:
         return str(self.location.files[0] if self.location.files else self.location.folder)
 
+    @property
+    def stops(self) -> list[object]:
+        """What the checkpoint lists as ids that end an answer; whether they are ids is for the reader to check."""
+        listed = self.generation.get("eos_token_id", list(self.config.eos_ids))
+        return listed if isinstance(listed, list) else [listed]
+
     def mapped(self, dtype: torch.dtype) -> tuple[MappedFile, ...]:
         """The files a model in ``dtype`` goes on reading: those with matrices of that very type, or the row table."""
         parts = [(name, part) for name, part in self.tensors.items() if isinstance(part, StoredTensor)]
-        matrices = (name for name, part in parts if part.type.dtype == dtype and len(part.shape) > 1)
+        matrices = (name for name, part in parts if part.dtype == dtype and len(part.shape) > 1)
         kept = {names.TABLE, *matrices}
         read = (part.source for name, part in parts if name in kept)
-        return tuple({source.path: source for source in read if source is not None}.values())
+        return tuple({source.path: source for source in read}.values())
 
 
 def open_checkpoint(location: Location) -> Checkpoint:
@@ -96,7 +108,7 @@ def _open_gguf(location: Location) -> Checkpoint:
     file = GGUFFile.open(location.files[0])
     where = str(location.files[0])
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    freqs = file.tensors["rope_freqs.weight"].dense().tolist() if "rope_freqs.weight" in shapes else None
+    freqs = file.tensors["rope_freqs.weight"].numbers() if "rope_freqs.weight" in shapes else None
     config = from_gguf(file.metadata, shapes, freqs, where)
     text, others = _gguf_text(file.tensors)
     template = file.metadata.get("tokenizer.chat_template")
@@ -130,7 +142,8 @@ def _gguf_text(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, TextTenso
 def _member(stack: StoredTensor, index: int) -> StoredTensor:
     """Matrix ``index`` of a stack ``[members, out, in]``; members lie one after another."""
     size = stack.nbytes // stack.shape[0]
-    return replace(stack, shape=stack.shape[1:], data=stack.data[index * size : (index + 1) * size])
+    start = stack.start + index * size
+    return replace(stack, shape=stack.shape[1:], start=start, end=start + size)
 
 
 def _joined(others: dict[str, StoredTensor], gate: str) -> JoinedTensor:

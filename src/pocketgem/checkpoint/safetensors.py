@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from safetensors import SafetensorError, safe_open
-
 from pocketgem.checkpoint.metadata import show
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Buffer, StoredType, tensor_bytes
@@ -64,8 +62,7 @@ class SafetensorsFile(Mapping[str, StoredTensor]):
         entry = self.entries[name]
         if entry.dtype not in _RUN:
             raise UnsupportedError(f"{self.path}: tensor {show(name)} is stored as {entry.dtype}, which is not run")
-        data = self._file.data[entry.start : entry.end]
-        return StoredTensor(name, entry.shape, StoredType(entry.dtype), data, self._file)
+        return StoredTensor(name, entry.shape, StoredType(entry.dtype), self._file, entry.start, entry.end)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -238,6 +235,8 @@ def _check_tiling(entries: list[tuple[str, Entry]], base: int, size: int, where:
 
 def _ask_library(path: Path, entries: Mapping[str, Entry]) -> None:
     """The reference implementation must accept the file too, and see the same tensors."""
+    from safetensors import SafetensorError, safe_open  # here: GGUF needs the names in this file, not the library
+
     try:
         with safe_open(path, framework="numpy") as reference:
             names = reference.keys()

@@ -1,4 +1,7 @@
-"""A tensor as it lies in a file: a name, a shape, a stored type, and mapped bytes that nobody has read yet."""
+"""A tensor as it lies in a file: a name, a shape, a stored type, and mapped bytes that nobody has read yet.
+
+Opening and describing take no torch; ``unpack.py``, which turns bytes into values, is imported at the first value.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,29 @@ import math
 import mmap
 import os
 import stat
+import struct
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.dlpack import from_dlpack
-
-from pocketgem.checkpoint.dequant import dequantize
 from pocketgem.checkpoint.types import StoredType
-from pocketgem.errors import CheckpointError, FormatError, WeightsError
+from pocketgem.errors import CheckpointError, FormatError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pocketgem.checkpoint.unpack import Unpacker
 
 __all__ = ["MappedFile", "StoredTensor", "StoredType"]
 
-# Weights unpacked at a time. The temporaries of one chunk are about 10 MiB: small enough to stay near the cores,
-# large enough that the cost of calling torch vanishes.
-CHUNK = 1 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
 
 class MappedFile:
-    """A regular file mapped read-only: ``data`` is uint8 [size], and pages are read when somebody looks at them.
+    """A regular file mapped read-only as ``buffer``; pages are read when somebody looks at them.
 
     A read-only mapping may exceed the machine's memory; a private writable one (``torch.from_file``, and so
     ``safe_open(framework="pt")``) is refused by Linux when it does. The price is that writing to ``data`` crashes.
@@ -48,10 +50,15 @@ class MappedFile:
             self.buffer = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # a file system without mapping; a file cut short just now
             raise CheckpointError(f"{self.path}: cannot be mapped ({error})") from error
-        # DLPack is the one road from read-only bytes to a tensor that neither copies nor warns.
-        self.data: Tensor = from_dlpack(np.frombuffer(self.buffer, dtype=np.uint8))
         if self.buffer[: len(_LFS_POINTER)] == _LFS_POINTER:
             raise FormatError(f"{self.path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+
+    @cached_property
+    def data(self) -> Tensor:
+        """The same bytes as uint8 [size]."""
+        from pocketgem.checkpoint.unpack import viewed  # as in ``StoredTensor``
+
+        return viewed(self.buffer)
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the file was cut, extended or rewritten since it was opened.
@@ -85,13 +92,14 @@ def _open_regular(path: Path) -> int:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """``data`` is uint8 [nbytes], a view of a mapped file: read-only. ``shape`` is in torch order, last dim packed."""
+    """Bytes ``start`` to ``end`` of a mapped file. ``shape`` is in torch order, the last dimension packed."""
 
     name: str
     shape: tuple[int, ...]
     type: StoredType
-    data: Tensor = field(repr=False)
-    source: MappedFile | None = field(default=None, repr=False)  # asked before every read if the bytes are still there
+    source: MappedFile = field(repr=False)
+    start: int
+    end: int
 
     @property
     def numel(self) -> int:
@@ -99,50 +107,42 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.data.numel()
+        return self.end - self.start
 
-    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The whole tensor as ``dtype`` [*shape]; a view of the file if that is what is stored, else a new tensor.
+    @property
+    def data(self) -> Tensor:
+        """The bytes, uint8 [nbytes], a view of the mapped file: read-only."""
+        return self._unpacker.data
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The torch dtype whose bytes these are; None for a block type."""
+        return self._unpacker.dtype
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The whole tensor as ``dtype`` (None: float32) [*shape]; a view of the file if it holds that, else new.
 
         Raises CheckpointError if the file changed since it was opened. Beyond the result, about 10 MiB is used.
         """
-        self._check_source()
-        if self.type.dtype is not None:
-            return self._plain(self.type.dtype).view(self.shape).to(dtype)
-        out = torch.empty(self.numel, dtype=dtype)
-        blocks = self.data.view(-1, self.type.type_size)
-        for part in self._chunks(blocks.shape[0], self.type.block_size):
-            weights = slice(part.start * self.type.block_size, part.stop * self.type.block_size)
-            out[weights] = dequantize(blocks[part], self.type).view(-1)
-        return out.view(self.shape)
+        return self._unpacker.dense(dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (int64 [n]) of the leading dims taken as one, float32 [n, shape[-1]]; only they are read.
 
         Raises WeightsError for an id outside the table, CheckpointError if the file changed since it was opened.
         """
-        width = self.shape[-1] if self.shape else 1
-        table = self.data.view(self.numel // width, -1)  # [rows, bytes a row]
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < table.shape[0]:
-            raise WeightsError(f"{self.name} has {table.shape[0]} rows; rows {ids.min()} to {ids.max()} were asked for")
-        out = torch.empty(len(ids), width)
-        for part in self._chunks(len(ids), width):
-            blocks = table.index_select(0, ids[part]).view(-1, self.type.type_size)
-            out[part] = dequantize(blocks, self.type).view(-1, width)
-        return out
+        return self._unpacker.rows(ids)
 
-    def _chunks(self, count: int, weights_each: int) -> Iterator[slice]:
-        """Slices of ``range(count)`` of about CHUNK weights; the file is checked before each."""
-        step = max(1, CHUNK // weights_each)
-        for start in range(0, count, step):
-            self._check_source()
-            yield slice(start, min(start + step, count))
+    def numbers(self) -> list[float]:
+        """The values of a small tensor; of a float32 one without torch, for what a header's reader must know."""
+        if self.type is not StoredType.F32:
+            return [float(value) for value in self.dense().flatten().tolist()]
+        self.source.check_unchanged()
+        return list(struct.unpack(f"<{self.numel}f", self.source.buffer[self.start : self.end]))
 
-    def _plain(self, dtype: torch.dtype) -> Tensor:
-        # safetensors does not promise alignment, and torch only reinterprets aligned bytes.
-        aligned = self.data.storage_offset() % dtype.itemsize == 0 and self.data.data_ptr() % dtype.itemsize == 0
-        return (self.data if aligned else self.data.clone()).view(dtype)
+    @cached_property
+    def _unpacker(self) -> Unpacker:
+        from pocketgem.checkpoint.unpack import Unpacker  # here: it imports torch, and most headers are only looked at
 
-    def _check_source(self) -> None:
-        if self.source is not None:
-            self.source.check_unchanged()
+        data = self.source.data[self.start : self.end]
+        return Unpacker(self.name, self.shape, self.type, data, self.source.check_unchanged)

@@ -1,7 +1,7 @@
 """The types weights are stored in: their sizes, and their numbers in GGUF.
 
 A block type packs 32 or 256 consecutive weights of one row into a block of bytes; ``dequant.py`` says how. A plain type
-is a block of one weight.
+is a block of one weight. Nothing here knows torch: headers are read, and a file is described, without importing it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 
-import torch
-
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
-Buffer = bytes | bytearray | memoryview | mmap.mmap  # what a header can be parsed from
+Buffer = bytes | bytearray | mmap.mmap  # what a header can be parsed from
 
 
 class StoredType(enum.StrEnum):
@@ -49,12 +47,12 @@ class StoredType(enum.StrEnum):
     @property
     def type_size(self) -> int:
         """Bytes a block."""
-        return _BLOCKS[self][1] if self in _BLOCKS else _PLAIN[self].itemsize
+        return _BLOCKS[self][1] if self in _BLOCKS else _PLAIN[self]
 
     @property
-    def dtype(self) -> torch.dtype | None:
-        """The torch dtype whose bytes these are; None for a block type."""
-        return _PLAIN.get(self)
+    def packed(self) -> bool:
+        """Whether this is a block type."""
+        return self in _BLOCKS
 
 
 def tensor_bytes(shape: Sequence[int], stored: StoredType) -> int:
@@ -62,15 +60,15 @@ def tensor_bytes(shape: Sequence[int], stored: StoredType) -> int:
     return math.prod(shape) // stored.block_size * stored.type_size
 
 
-_PLAIN = {
-    StoredType.F32: torch.float32,
-    StoredType.F16: torch.float16,
-    StoredType.BF16: torch.bfloat16,
-    StoredType.F64: torch.float64,
-    StoredType.I8: torch.int8,
-    StoredType.I16: torch.int16,
-    StoredType.I32: torch.int32,
-    StoredType.I64: torch.int64,
+_PLAIN = {  # bytes a weight
+    StoredType.F32: 4,
+    StoredType.F16: 2,
+    StoredType.BF16: 2,
+    StoredType.F64: 8,
+    StoredType.I8: 1,
+    StoredType.I16: 2,
+    StoredType.I32: 4,
+    StoredType.I64: 8,
 }
 _BLOCKS = {  # weights a block, bytes a block
     StoredType.Q4_0: (32, 18),

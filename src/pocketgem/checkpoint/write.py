@@ -14,8 +14,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from pocketgem.checkpoint.tensor import CHUNK
+from pocketgem.checkpoint.dequant import dtype_of
 from pocketgem.checkpoint.types import StoredType
+from pocketgem.checkpoint.unpack import CHUNK
 from pocketgem.errors import CheckpointError, UnsupportedError, WeightsError
 
 ALIGNMENT = 32
@@ -66,7 +67,7 @@ def _gguf_package() -> Any:
 
 def _spool(file: IO[bytes], gguf: Any, name: str, values: Tensor, stored: StoredType) -> _Described:
     """Append the bytes of one tensor, quantised a piece at a time: they come before the header that must count them."""
-    ready = values.dtype == torch.uint8 and stored.dtype is None
+    ready = values.dtype == torch.uint8 and stored.packed
     row = stored.type_size if ready else stored.block_size  # what the last dimension must be a multiple of
     width = values.shape[-1] if values.ndim else 1
     if values.numel() == 0 or width % row:
@@ -88,8 +89,8 @@ def _pieces(rows: Tensor) -> Iterator[Tensor]:
 
 
 def _encode(gguf: Any, rows: Tensor, stored: StoredType, name: str) -> bytes:
-    if stored.dtype is not None:
-        return rows.to(stored.dtype).view(torch.uint8).numpy().tobytes()
+    if (dtype := dtype_of(stored)) is not None:
+        return rows.to(dtype).view(torch.uint8).numpy().tobytes()
     try:
         blocks = gguf.quants.quantize(rows.float().numpy(), gguf.GGMLQuantizationType[stored.name])
     except NotImplementedError as error:

@@ -124,7 +124,7 @@ class Conversation:
         if rest not in ("on", "off"):
             raise PromptError(f"thinking is {'on' if self.manner.thinking else 'off'}; say /think on or /think off")
         if rest == "on":
-            check_thinking(self.llm)
+            check_thinking(self.llm.checkpoint)
         self.manner.thinking = rest == "on"
         self.screen.say(f"thinking {rest}")
 

@@ -18,6 +18,7 @@ from pocketgem.cli.common import count_text, one_line, refuse, size_text
 
 if TYPE_CHECKING:
     from pocketgem.info import Info, LayerKind, Layout, Machine, Template, Vocabulary, Weights
+    from pocketgem.kernels.cores import Cores
 
 UNWRAPPED = 1000  # columns where no terminal limits them: in a pipe every row is one line
 
@@ -25,7 +26,7 @@ Target = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="As for run; or a config.json, or a released layout such as gemma-4-E2B."),
 ]
-Cpu = Annotated[bool, typer.Option("--cpu", help="This computer: processor features, threads, kernels.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="This computer: processor, cores, threads, kernels, and why.")]
 
 
 def show_info(model: Target = None, cpu: Cpu = False, offline: o.Offline = False, as_json: o.Json = False) -> None:
@@ -69,15 +70,38 @@ def _show_model(console: Console, found: Info, machine: Machine) -> None:
 
 
 def _show_machine(console: Console, machine: Machine) -> None:
-    cores = "" if machine.cores is None else f", {machine.cores} cores"
     facts = {
-        "processor": f"{machine.cpu} ({machine.architecture}){cores}",
+        "processor": f"{machine.cpu} ({machine.architecture})",
         "features": ", ".join(machine.features) or "none that matter",
-        "torch": f"{machine.torch}, {machine.threads} threads",
+        "cores": _cores(machine.cores),
+        "threads": f"{machine.threads}: {machine.threads_reason}; --threads sets another number",
         "kernels": machine.kernels,
+        **({"matrix unit": machine.amx} if machine.amx else {}),
+        "torch": machine.torch,
         "dtype auto": machine.dtype,
     }
     _section(console, "This computer", _facts(facts))
+    _section(console, "Sets of kernels, best first (POCKETGEM_KERNELS names one, or torch for none)", _sets(machine))
+
+
+def _cores(cores: Cores) -> str:
+    """Physical first; what the system does not tell is left out."""
+    kinds = f" ({cores.performance} performance, {cores.efficiency} efficiency)" if cores.efficiency else ""
+    physical = "" if cores.physical is None else f"{cores.physical} physical{kinds}, "
+    allowed = "" if cores.allowed in (None, cores.logical) else f", {cores.allowed} of them for this process"
+    quota = "" if cores.quota is None else f", time of {cores.quota:g} granted by the container"
+    return f"{physical}{cores.logical} logical{allowed}{quota}"
+
+
+def _sets(machine: Machine) -> Table:
+    rows = [
+        ("in use" if status.name == machine.kernel_set else "usable" if status.usable else "no", status)
+        for status in machine.sets
+    ]
+    table = _plain_table()
+    for state, status in rows:
+        table.add_row(status.name, state, status.reason)
+    return table
 
 
 # ---- what stands in the sections -----------------------------------------------------------------------------------
@@ -201,10 +225,7 @@ def _template(template: Template | None) -> str:
 
 
 def _abilities(found: Info) -> Table:
-    table = _table("", "", "", text=("",))
-    table.show_header = False
-    for column in table.columns:
-        column.justify = "left"
+    table = _plain_table()
     for ability in found.abilities:
         table.add_row(ability.name, "yes" if ability.works else "no", one_line(ability.reason))
     return table
@@ -226,6 +247,13 @@ def _facts(facts: Mapping[str, str]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, Text(one_line(value)))
+    return table
+
+
+def _plain_table() -> Table:
+    """Three columns of text without a header."""
+    table = _table("", "", "", text=("",))
+    table.show_header = False
     return table
 
 

@@ -45,7 +45,7 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tok
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given again.")]
 Logprobs = Annotated[int | None, typer.Option(help="With --json: log-probabilities, also of the N best (0 to 20).")]
 Context = Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer together, at most.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads; info --cpu tells the default.")]
 DtypeChoice = Annotated[Dtype, typer.Option("--dtype", help="Weights in memory; auto takes what is fastest here.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]

@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pocketgem.cli.options as o
 from pocketgem.cli.chat import Conversation
@@ -19,6 +19,7 @@ from pocketgem.errors import PromptError
 
 if TYPE_CHECKING:
     from pocketgem.answers import TokenLogprob
+    from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
 
 MAX_PROMPT = 16 << 20  # bytes from stdin; the family's longest context holds about a megabyte of prose
@@ -74,9 +75,13 @@ def run_model(
     if text is None and (as_json or not sys.stdout.isatty()):
         refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
     screen = Screen(quiet=quiet, silent=as_json)
-    llm = _load(model, dtype, screen, context=context, threads=threads, offline=offline)
-    manner = Manner(raw=raw or not llm.can_chat, system=system, thinking=think, sampling=sampling)
-    _check_manner(llm, manner)
+    with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
+        checkpoint = _opened(model, offline=offline, context=context)
+        manner = Manner(raw=raw or checkpoint.chat_template is None, system=system, thinking=think, sampling=sampling)
+        _check_manner(checkpoint, manner)
+        from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
+
+        llm = LLM.load(checkpoint, dtype=o.torch_dtype(dtype), context=context, threads=threads, progress=bar)
     if text is None:
         with Lines() as lines:
             Conversation(llm, manner, lines.read, screen).hold(_short(model))
@@ -108,23 +113,25 @@ def _read_stdin() -> str:
         raise PromptError(f"the prompt on stdin is not UTF-8: bad byte at offset {error.start}") from error
 
 
-def _load(model: str, dtype: o.Dtype, screen: Screen, *, threads: int | None, **options: Any) -> LLM:
-    with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
-        import torch
+def _opened(model: str, *, offline: bool, context: int | None) -> Checkpoint:
+    """The checkpoint with its headers read. Raises all that can be said of it and of the options without torch."""
+    from pocketgem import kernels
+    from pocketgem.checkpoint.load import open_checkpoint
+    from pocketgem.checkpoint.resolve import resolve
+    from pocketgem.engine.request import checked_context
 
-        from pocketgem.llm import LLM
+    kernels.choice()
+    checkpoint = open_checkpoint(resolve(model, offline=offline))
+    checked_context(context, checkpoint.config)
+    return checkpoint
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return LLM.load(model, dtype=o.torch_dtype(dtype), progress=bar, **options)
 
-
-def _check_manner(llm: LLM, manner: Manner) -> None:
-    """What only the loaded model could tell: whether it has a chat template, and what that has a place for."""
+def _check_manner(checkpoint: Checkpoint, manner: Manner) -> None:
+    """What only the checkpoint can tell: whether it has a chat template, and what that has a place for."""
     if manner.raw and (manner.system is not None or manner.thinking):
         raise PromptError("no chat template (a base model?), so --system and --think have no meaning for this model")
     if manner.thinking:
-        check_thinking(llm)
+        check_thinking(checkpoint)
 
 
 def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: bool) -> None:

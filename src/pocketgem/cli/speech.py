@@ -14,6 +14,7 @@ from pocketgem.errors import PromptError
 
 if TYPE_CHECKING:
     from pocketgem.answers import Stats, TokenLogprob
+    from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
 
 ENOUGH = 256  # tokens of plain text, which has no end of its own
@@ -42,11 +43,11 @@ class Speech:
     stats: Stats | None = None
 
 
-def check_thinking(llm: LLM) -> None:
+def check_thinking(checkpoint: Checkpoint) -> None:
     """Raise PromptError where the model could not be told to think."""
     from pocketgem.info.texts import describe_template
 
-    template = describe_template(llm.checkpoint.chat_template)
+    template = describe_template(checkpoint.chat_template)
     if template is None or not template.thinking:
         raise PromptError("the model's chat template has no place for thinking")
 

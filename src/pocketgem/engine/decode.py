@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,20 @@ class State:
     cache: Cache | None = None  # None: not admitted, or preempted
 
 
+@contextmanager
+def _threads_of(model: Gemma) -> Iterator[None]:
+    """Torch's threads rest while the model has its own: two kinds of them on the same cores wait for each other."""
+    if not model.has_own_threads:
+        yield
+        return
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
 @torch.inference_mode()
 def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled | None]:
     """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on."""
@@ -31,14 +47,16 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         [turn.count for turn in turns],
         logits=[1 if turn.samples else 0 for turn in turns],
     )
-    hidden = model(model.embed(torch.tensor(ids)), step)
-    step.commit()
-    for turn in turns:
-        turn.sequence.num_computed += turn.count
-    rows = iter(model.logits(hidden)) if len(hidden) else iter(())
-    return [
-        _sample(next(rows), turn, state) if turn.samples else None for turn, state in zip(turns, states, strict=True)
-    ]
+    with _threads_of(model):
+        hidden = model(model.embed(torch.tensor(ids)), step)
+        step.commit()
+        for turn in turns:
+            turn.sequence.num_computed += turn.count
+        rows = iter(model.logits(hidden)) if len(hidden) else iter(())
+        return [
+            _sample(next(rows), turn, state) if turn.samples else None
+            for turn, state in zip(turns, states, strict=True)
+        ]
 
 
 def _next_ids(turn: Turn) -> tuple[int, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from pocketgem.config import ModelConfig
 from pocketgem.engine.decode import State, advance
 from pocketgem.engine.prefix import PrefixStore
-from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence
+from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence, checked_context
 from pocketgem.engine.sampler import make_generator
 from pocketgem.engine.scheduler import Scheduler
 from pocketgem.errors import PromptError
@@ -113,13 +112,3 @@ class Engine:
         cache = self.states.pop(sequence).cache
         if cache is not None and sequence.num_computed:
             self.prefixes.keep(sequence.ids[: sequence.num_computed], cache)
-
-
-def checked_context(wish: int | None, config: ModelConfig) -> int:
-    """Tokens a sequence may have: ``wish``, or the model's limit. Raises PromptError for a wish beyond it."""
-    limit = config.max_position_embeddings
-    if wish is None:
-        return limit
-    if not 2 <= wish <= limit:
-        raise PromptError(f"context is {wish}, expected 2 to the model's own {limit}")
-    return wish

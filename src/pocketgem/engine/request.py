@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pocketgem.config import ModelConfig
 from pocketgem.errors import CheckpointError, PromptError
 
 MAX_LOGPROBS = 20  # alternatives an answer may list; what the OpenAI API allows
 MAX_STOPS = 64  # every stop string is looked for in every piece of text
 MAX_STOP_LENGTH = 1024  # text that may begin a stop string is held back from the reader
 MAX_BIASES = 1024  # the biases are laid on anew for every id
+MAX_THREADS = 1024
 MAX_ID = 2**31 - 1  # ids travel as 32-bit integers in files and in the network's JSON
 
 # Integers that may be None -> their range.
@@ -256,3 +258,20 @@ def _wants_sampling(data: Mapping[str, object]) -> bool:
     if wanted is not None and not isinstance(wanted, bool):
         raise CheckpointError(f"generation_config.json, key 'do_sample': must be true or false, not {_shown(wanted)}")
     return wanted is True
+
+
+def checked_context(wish: int | None, config: ModelConfig) -> int:
+    """Tokens a sequence may have: ``wish``, or the model's limit. Raises PromptError for a wish beyond it."""
+    limit = config.max_position_embeddings
+    if wish is None:
+        return limit
+    if not 2 <= wish <= limit:
+        raise PromptError(f"context is {wish}, expected 2 to the model's own {limit}")
+    return wish
+
+
+def checked_threads(wish: int) -> int:
+    """``wish``. Raises PromptError for a number of threads that makes no sense."""
+    if type(wish) is not int or not 1 <= wish <= MAX_THREADS:
+        raise PromptError(f"threads is {_shown(wish)}, expected 1 to {MAX_THREADS}")
+    return wish

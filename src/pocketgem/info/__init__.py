@@ -1,6 +1,6 @@
 """Facts about a checkpoint or a layout, gathered without reading its weights. Data only; the command line draws it.
 
-This room stands between ``llm`` and ``cli``: it opens what ``llm`` would load, and asks ``llm`` what it would choose.
+This room stands between ``llm`` and ``cli``: it opens what ``llm`` would load, and says what ``llm`` would choose.
 """
 
 from __future__ import annotations

@@ -6,14 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinja2 import meta
-
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.errors import TokenizerError
-from pocketgem.parts import defaults_of, tokenizer_of
-from pocketgem.text.sandbox import Sandbox
-from pocketgem.text.template import MAX_SOURCE
-from pocketgem.text.tokenizer import Tokenizer
+from pocketgem.text import vocab
+from pocketgem.text.budget import MAX_SOURCE
+from pocketgem.text.source import vocabulary_from
 
 MAX_STOPS = 16  # stop ids named; more than a handful is not Gemma
 
@@ -41,19 +38,19 @@ class Template:
 
 
 def describe_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    """Build the tokenizer, which takes a second for a quarter of a million tokens. Raises TokenizerError."""
-    tokenizer = tokenizer_of(checkpoint)
+    """Look at the tokens; the encoder, which takes a second to build, is not needed. Raises TokenizerError."""
+    words = vocabulary_from(checkpoint.metadata, checkpoint.location.folder, checkpoint.where)
+    size = len(words.spellings)
 
     def named(ids: list[int]) -> dict[int, str]:
-        size = tokenizer.vocab_size
-        return {id: tokenizer.decode([id]) if 0 <= id < size else "(no such token)" for id in ids}
+        return {id: words.piece(id).decode("utf-8", "replace") if 0 <= id < size else "(no such token)" for id in ids}
 
     return Vocabulary(
         kind=_kind(checkpoint.metadata),
-        size=tokenizer.vocab_size,
-        bos=named([tokenizer.bos_id]),
-        eos=named([] if tokenizer.eos_id is None else [tokenizer.eos_id]),
-        stops=named(_stops(checkpoint, tokenizer)[:MAX_STOPS]),
+        size=size,
+        bos=named([words.bos_id]),
+        eos=named([] if words.eos_id is None else [words.eos_id]),
+        stops=named(_stops(checkpoint, words)[:MAX_STOPS]),
     )
 
 
@@ -64,10 +61,9 @@ def _kind(metadata: Mapping[str, object]) -> str:
     return "SentencePiece scores" if form == "llama" else "byte-pair merges"
 
 
-def _stops(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+def _stops(checkpoint: Checkpoint, words: vocab.Vocabulary) -> list[int]:
     """The ids that end an answer by default; what is not an id is left for ``run`` to refuse."""
-    listed = defaults_of(checkpoint, tokenizer)["eos_token_id"]
-    return sorted({id for id in listed if type(id) is int} if isinstance(listed, list) else ())
+    return sorted({id for id in checkpoint.stops if type(id) is int} | words.end_ids)
 
 
 def try_vocabulary(checkpoint: Checkpoint) -> tuple[Vocabulary | None, str | None]:
@@ -90,6 +86,10 @@ def describe_template(source: str | None) -> Template | None:
 def _free_names(source: str) -> tuple[set[str], str | None]:
     if len(source) > MAX_SOURCE:
         return set(), f"longer than {MAX_SOURCE} characters"
+    from jinja2 import meta  # here: base models have no template, and need not wait for it
+
+    from pocketgem.text.sandbox import Sandbox
+
     try:
         return meta.find_undeclared_variables(Sandbox().parse(source)), None
     except Exception as error:  # whatever a parser raises on a stranger's input

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.kernels.compute import Compute
 
 
 class RowSource(Protocol):
-    """Anything that answers ``rows(ids) -> [n, layers, dim]`` in float32."""
+    """Anything that answers ``rows(ids) -> [n, layers, dim]`` in float32, each times ``factor``."""
 
-    def rows(self, ids: Tensor) -> Tensor: ...
+    def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor: ...
 
 
 class MappedRows:
@@ -25,7 +26,24 @@ class MappedRows:
     def __init__(self, table: StoredTensor, num_layers: int) -> None:
         self.table, self.num_layers = table, num_layers
 
-    def rows(self, ids: Tensor) -> Tensor:
+    def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
         unique, where = torch.unique(ids, return_inverse=True)
-        rows = self.table.rows(unique)  # [unique, layers * dim]
+        rows = self.table.rows(unique) * factor  # [unique, layers * dim]
         return rows[where].view(len(ids), self.num_layers, -1)
+
+
+class PackedRows:
+    """The same rows by a compiled kernel: gathered and dequantised in one go."""
+
+    def __init__(self, compute: Compute, table: StoredTensor, num_layers: int) -> None:
+        self.compute, self.table, self.num_layers = compute, table, num_layers
+
+    def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
+        return stored_rows(self.compute, self.table, ids, factor).view(len(ids), self.num_layers, -1)
+
+
+def stored_rows(compute: Compute, table: StoredTensor, ids: Tensor, factor: float = 1.0) -> Tensor:
+    """Rows ``ids`` (int64) of a table that lies in a mapped file, times ``factor``: float32 ``[ids, width]``."""
+    table.source.check_unchanged()
+    rows, width = table.shape
+    return compute.rows(table.type.value, table.data, (rows, width), ids, factor)

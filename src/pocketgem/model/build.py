@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -26,13 +27,13 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress |
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     check_tensors(checkpoint)
-    with torch.device("meta"):
-        model = Gemma3n(config) if config.family == "gemma3n" else Gemma(config)
-    slots = [slot for slot in _slots(model) if not (slot[2] == "lm_head.weight" and config.tied_head)]
-    total, done = sum(tensors[hf].nbytes for _, _, hf in slots), 0
-    for module, key, hf in slots:
-        module.register_parameter(key, _parameter(module, tensors[hf], checkpoint.norm_offset, dtype))
-        done += tensors[hf].nbytes
+    model = empty_model(config)
+    slots = [slot for slot in slots_of(model) if not (slot.name == "lm_head.weight" and config.tied_head)]
+    total, done = sum(tensors[slot.name].nbytes for slot in slots), 0
+    for slot in slots:
+        parameter = _parameter(slot.module, tensors[slot.name], checkpoint.norm_offset, dtype)
+        slot.module.register_parameter(slot.key, parameter)
+        done += tensors[slot.name].nbytes
         if progress is not None:
             progress(done, total)
     if config.tied_head:
@@ -40,6 +41,12 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress |
     if model.per_layer is not None:
         model.per_layer.table = MappedRows(_table(tensors[names.TABLE]), config.num_layers)
     return model.eval()
+
+
+def empty_model(config: ModelConfig) -> Gemma:
+    """The model's modules without memory behind them."""
+    with torch.device("meta"):
+        return Gemma3n(config) if config.family == "gemma3n" else Gemma(config)
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
@@ -57,10 +64,20 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             raise WeightsError(f"{where}: {name} is {list(present[name].shape)}, the config says {list(shape)}")
 
 
-def _slots(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """Every parameter's place (module, key), with Hugging Face's name for it."""
+@dataclass(frozen=True)
+class Slot:
+    """A parameter's place: a module of the model, by path, and the key in it; with Hugging Face's name for it."""
+
+    path: str
+    module: nn.Module
+    key: str
+    name: str
+
+
+def slots_of(model: nn.Module) -> list[Slot]:
+    """Every parameter's place."""
     return [
-        (module, key, names.hf_name(f"{path}.{key}" if path else key))
+        Slot(path, module, key, names.hf_name(f"{path}.{key}" if path else key))
         for path, module in model.named_modules()
         for key, _ in module.named_parameters(recurse=False)
     ]
@@ -74,9 +91,16 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
     return match is not None and int(match[1]) < config.num_layers and not config.layers[int(match[1])].writes_kv
 
 
+def norm_or_number(module: nn.Module, stored: TextTensor, norm_offset: float) -> nn.Parameter:
+    """A small parameter in float32; a norm's weight in the form that multiplies."""
+    number = stored.dense(torch.float32)
+    number = number + norm_offset if isinstance(module, RMSNorm) else number.clone()
+    return nn.Parameter(number, requires_grad=False)
+
+
 def _parameter(module: nn.Module, stored: TextTensor, norm_offset: float, dtype: torch.dtype) -> nn.Parameter:
     if isinstance(module, RMSNorm):
-        return nn.Parameter(stored.dense(torch.float32) + norm_offset, requires_grad=False)
+        return norm_or_number(module, stored, norm_offset)
     tensor = stored.dense(dtype)  # a view of the mapped file where it holds that very type
     return nn.Parameter(tensor if tensor.ndim > 1 else tensor.clone(), requires_grad=False)
 

@@ -1,8 +1,8 @@
 """Keys and values of past tokens, and the step that reads and writes them.
 
 A layer's store is one contiguous buffer of rows ``[capacity, kv_heads, head_dim]`` that grows by doubling. On sliding
-layers it stops at the window and a little slack, and compacts when the end is reached, so that what attention reads is
-always one contiguous slice: a ring without the wrap.
+layers rows that nobody sees any more are left behind when the end is reached, so that what attention reads is always
+one contiguous slice: a ring without the wrap.
 
 Writes go to absolute positions, and only ``Step.commit`` moves a sequence on. After a step that failed half-way a store
 either still holds all that a second try needs, or refuses it: never a shorter past in silence.
@@ -19,9 +19,8 @@ from torch import Tensor
 from pocketgem.config import LayerConfig, ModelConfig
 from pocketgem.errors import RunError
 
-SLACK = 64  # decode steps between two compactions of a sliding buffer
+SLACK = 64  # decode steps between two moves of a sliding buffer
 FIRST_CAPACITY = 256
-UNBOUNDED = 1 << 62  # rows a full layer may hold
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,15 @@ class KeysValues:
     first: int
 
 
+@dataclass(frozen=True)
+class Slot:
+    """Where the new rows of one sequence go in one layer, and all that their queries may read once they are there."""
+
+    k: Tensor  # [rows, kv_heads, head_dim]
+    v: Tensor
+    seen: KeysValues
+
+
 class LayerStore:
     """K/V of one layer of one sequence."""
 
@@ -41,8 +49,7 @@ class LayerStore:
         self.row = (layer.num_kv_heads, layer.head_dim)
         self.dtype = dtype
         self.first = 0  # position of the buffer's row 0
-        self.most = UNBOUNDED if layer.window is None else layer.window + SLACK
-        capacity = min(self.most, FIRST_CAPACITY)
+        capacity = FIRST_CAPACITY if layer.window is None else min(layer.window + SLACK, FIRST_CAPACITY)
         self.k, self.v = self._empty(capacity), self._empty(capacity)
 
     def _empty(self, capacity: int) -> Tensor:
@@ -52,34 +59,34 @@ class LayerStore:
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
-    def append(self, start: int, k: Tensor, v: Tensor) -> KeysValues:
-        """Write rows at positions ``start...`` and return all that their queries may see."""
+    def reserve(self, start: int, count: int) -> Slot:
+        """Room for ``count`` rows at positions ``start...``; rows no query can see any more may be gone after it."""
         oldest = 0 if self.window is None else max(0, start - self.window + 1)
         if oldest < self.first:
             raise RunError(f"cache: tokens {oldest} to {self.first - 1} are gone after a failed step; prefill again")
-        used, end = start - self.first, start - self.first + len(k)
-        if end > self.most:
-            return self._compact(oldest, used, k, v)
-        if end > len(self.k):
-            self.k, self.v = self._grown(self.k, used, end), self._grown(self.v, used, end)
-        self.k[used:end], self.v[used:end] = k, v
-        return KeysValues(self.k[oldest - self.first : end], self.v[oldest - self.first : end], oldest)
+        if start - self.first + count > len(self.k):
+            self._make_room(oldest, start - oldest, count)
+        begin, used, end = (position - self.first for position in (oldest, start, start + count))
+        seen = KeysValues(self.k[begin:end], self.v[begin:end], oldest)
+        return Slot(self.k[used:end], self.v[used:end], seen)
 
-    def _grown(self, old: Tensor, used: int, needed: int) -> Tensor:
-        new = self._empty(min(self.most, max(needed, 2 * len(old))))
-        new[:used] = old[:used]
-        return new
+    def _make_room(self, oldest: int, kept: int, count: int) -> None:
+        """Move the ``kept`` rows from position ``oldest`` on to the front of buffers that hold ``count`` more."""
+        rows = slice(oldest - self.first, oldest - self.first + kept)
+        capacity = self._capacity(kept + count)
+        if self.window is not None and capacity == len(self.k):
+            self.k[:kept], self.v[:kept] = self.k[rows].clone(), self.v[rows].clone()  # the two places may overlap
+        else:
+            k, v = self._empty(capacity), self._empty(capacity)
+            k[:kept], v[:kept] = self.k[rows], self.v[rows]
+            self.k, self.v = k, v
+        self.first = oldest
 
-    def _compact(self, oldest: int, used: int, k: Tensor, v: Tensor) -> KeysValues:
-        """The end of a sliding buffer: what the new rows see is put together aside, its last window kept."""
-        begin = oldest - self.first
-        seen = KeysValues(torch.cat((self.k[begin:used], k)), torch.cat((self.v[begin:used], v)), oldest)
-        kept = min(len(seen.k), self.most - SLACK)
-        if kept > len(self.k):
-            self.k, self.v = self._grown(self.k, 0, self.most), self._grown(self.v, 0, self.most)
-        self.k[:kept], self.v[:kept] = seen.k[-kept:], seen.v[-kept:]
-        self.first = oldest + len(seen.k) - kept
-        return seen
+    def _capacity(self, needed: int) -> int:
+        """A full layer doubles. A sliding one takes its window and slack, and more while a long chunk passes."""
+        if self.window is None:
+            return max(needed, 2 * len(self.k))
+        return max(needed, min(self.window + SLACK, 2 * len(self.k)))
 
     def fork(self) -> LayerStore:
         twin = object.__new__(LayerStore)
@@ -145,12 +152,17 @@ class Step:
             row += count
         return cls(tuple(spans), torch.cat(positions), torch.cat(wanted), skip)
 
+    def reserve(self, layer: int) -> tuple[Slot, ...]:
+        """Room for the rows of each span in ``layer``."""
+        return tuple(span.cache.stores[layer].reserve(span.cache.length, span.stop - span.start) for span in self.spans)
+
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[KeysValues, ...]:
         """Store the rows' K/V of ``layer``; returns what each span's queries may read."""
-        return tuple(
-            span.cache.stores[layer].append(span.cache.length, k[span.start : span.stop], v[span.start : span.stop])
-            for span in self.spans
-        )
+        slots = self.reserve(layer)
+        for span, slot in zip(self.spans, slots, strict=True):
+            slot.k.copy_(k[span.start : span.stop])
+            slot.v.copy_(v[span.start : span.stop])
+        return tuple(slot.seen for slot in slots)
 
     def wanted(self) -> Step:
         """The same step with only the rows whose logits are asked for."""

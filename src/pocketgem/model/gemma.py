@@ -19,7 +19,7 @@ from pocketgem.config import ExpertsConfig, LayerConfig, ModelConfig
 from pocketgem.model import ops
 from pocketgem.model.cache import Cache, KeysValues, Step
 from pocketgem.model.experts import Experts, Router
-from pocketgem.model.layers import MLP, Ask, Attention, Block, Embedding, Linear, RMSNorm, RotaryTables
+from pocketgem.model.layers import MLP, Ask, Attention, Block, Embedding, Linear, RMSNorm, RotaryTables, SoftCap
 from pocketgem.model.per_layer import PerLayerGate, PerLayerInputs
 
 
@@ -94,20 +94,24 @@ class Gemma(nn.Module):
         self.layers = nn.ModuleList(self.make_layer(layer) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        cap = config.final_logit_softcapping
+        self.softcap = None if cap is None else SoftCap(cap)
         self.tables = RotaryTables(config)
         self.read_later = frozenset(layer.kv_layer for layer in config.layers if not layer.writes_kv)
+        self.cache_dtype: torch.dtype | None = None  # None: as the activations
+        self.has_own_threads = False  # True: products run on the compiled kernels' threads, not on torch's
 
     def make_layer(self, layer: LayerConfig) -> nn.Module:
         return DecoderLayer(layer, self.config)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type activations and caches are computed in."""
-        return self.embed_tokens.weight.dtype
+        """The type activations are computed in."""
+        return self.embed_tokens.dtype
 
     def new_cache(self) -> Cache:
         """An empty past for one sequence."""
-        return Cache(self.config, self.dtype)
+        return Cache(self.config, self.cache_dtype or self.dtype)
 
     def embed(self, ids: Tensor) -> Inputs:
         """ids ``[rows]`` int64 -> scaled embeddings and per-layer vectors."""
@@ -145,5 +149,4 @@ class Gemma(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """``[rows, hidden] -> [rows, vocab]``, soft-capped where the model is; float32."""
         scores = self.lm_head(hidden).float()
-        cap = self.config.final_logit_softcapping
-        return scores if cap is None else ops.softcap(scores, cap)
+        return scores if self.softcap is None else cast(Tensor, self.softcap(scores))

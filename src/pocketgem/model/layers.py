@@ -47,9 +47,24 @@ class Embedding(nn.Module):
         self.scale = hidden_size**0.5
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
     def forward(self, ids: Tensor) -> Tensor:
         rows = nn.functional.embedding(ids, self.weight)  # [rows, hidden]
         return rows * torch.tensor(self.scale, dtype=rows.dtype)
+
+
+class SoftCap(nn.Module):
+    """Keeps scores within ``(-cap, cap)``."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.softcap(x, self.cap)
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""The operations a model is made of, in plain torch. Each hands over to a compiled kernel of its meaning when it can.
+"""The operations a model is made of, in plain torch: the definition that compiled kernels are compared with.
 
 Rows are packed: the first dimension counts token rows of all sequences in the step, and there is no batch dimension.
 """
@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketgem import kernels
 from pocketgem.config import Rope
-
-KERNEL_ROWS = 32  # the compiled norm has one thread: past this torch, which has all, is faster (LOG.md, 2026-11-21)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -22,31 +19,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         x: ``[..., dim]``. weight: ``[dim]`` float32, or None for no scale. eps: added to the mean square.
     Source: Zhang & Sennrich 2019; the order of operations is Gemma's (scale before the cast back).
     """
-    if _kernel_can(x, weight):
-        rows = x.contiguous().view(-1, x.shape[-1])
-        out = torch.empty_like(rows)
-        kernels.native.rms_norm(rows, weight, out, eps)  # type: ignore[union-attr]  # _kernel_can saw it
-        return out.view(x.shape)
-    return rms_norm_torch(x, weight, eps)
-
-
-def rms_norm_torch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """The plain twin of the compiled kernel; differentiable."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if weight is not None:
         normed = normed * weight.float()
     return normed.to(x.dtype)
-
-
-def _kernel_can(x: Tensor, weight: Tensor | None) -> bool:
-    if kernels.native is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if x.numel() > KERNEL_ROWS * x.shape[-1]:
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
-        return False  # training takes the twin
-    return weight is None or weight.dtype == torch.float32
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class PerLayerInputs(nn.Module):
         if self.table is None:
             raise RuntimeError("per-layer table not attached: build models through checkpoint.load")
         inside = torch.where(ids < self.vocab_size, ids, 0)
-        return self.table.rows(inside) * self.table_scale  # [rows, layers, dim]
+        return self.table.rows(inside, self.table_scale)  # [rows, layers, dim]
 
 
 class PerLayerGate(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+MAX_SOURCE = 1 << 17  # characters; Gemma 4's has 16 thousand, and compiling takes time before any budget runs
+
 
 class LimitError(Exception):
     """A template asked for more than its budget. Never leaves the text room: ``ChatTemplate`` renames it."""

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pocketgem.text.tokenizer import Tokenizer
+from pocketgem.text.vocab import TURN_ENDS
 
 _OPEN, _CLOSE, _CALL = "<|channel>", "<channel|>", "<|tool_call>"
-_ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>")
 _SILENT = ("<bos>", "<eos>", "<pad>")
 _LABELS = ("thought\n", "\n")
 
@@ -57,7 +57,7 @@ class OutputParser:
         """``thought_open``: the prompt ended inside a thought (see ``opens_thought``)."""
         special = tokenizer.special_tokens
         self._open, self._close, self._call = (special.get(name) for name in (_OPEN, _CLOSE, _CALL))
-        self._silent = end_ids(tokenizer) | {special[name] for name in _SILENT if name in special}
+        self._silent = tokenizer.end_ids | {special[name] for name in _SILENT if name in special}
         self._decoder = tokenizer.stream()
         self._state = _State.THOUGHT if thought_open else _State.CONTENT
         self._held = ""  # text of a thought that may turn out to be part of a marker
@@ -109,16 +109,10 @@ def _without_label(text: str) -> str:
     return text.removeprefix(label)
 
 
-def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens with which a model ends its turn."""
-    named = (tokenizer.special_tokens.get(name) for name in _ENDS)
-    return frozenset(id for id in (tokenizer.eos_id, *named) if id is not None)
-
-
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether a prompt ends inside a thought, as some templates leave it for the model to go on."""
     special = tokenizer.special_tokens
-    markers = {special[name]: name for name in (_OPEN, _CLOSE, *_ENDS, "<|turn>") if name in special}
+    markers = {special[name]: name for name in (_OPEN, _CLOSE, *TURN_ENDS, "<|turn>") if name in special}
     last = next((markers[id] for id in reversed(prompt) if id in markers), None)
     return last == _OPEN
 

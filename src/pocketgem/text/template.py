@@ -14,13 +14,11 @@ from importlib.metadata import version
 import jinja2
 
 from pocketgem.errors import TemplateError
-from pocketgem.text.budget import Limits
+from pocketgem.text.budget import MAX_SOURCE, Limits
 from pocketgem.text.metering import metered
 from pocketgem.text.sandbox import MAX_DEPTH, Sandbox
 
 _JINJA = version("jinja2")
-
-MAX_SOURCE = 1 << 17  # characters; Gemma 4's has 16 thousand, and compiling takes time before any budget runs
 
 # What a request may set beside messages and tools. Everything else in a template's namespace is ours.
 ALLOWED = frozenset({"enable_thinking", "preserve_thinking", "documents", "date_string"})

@@ -1,4 +1,4 @@
-"""What a file says of its tokens, and the byte-pair encoder built from it. Everything read here is untrusted.
+"""What a file says of its tokens, and the merges it stands for. Everything read here is untrusted.
 
 A Gemma vocabulary spells a space as ``▁`` (U+2581), has one token for each of the 256 bytes, and comes in two forms:
 
@@ -19,10 +19,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
 from typing import TypeVar
-
-import tokenizers
-from tokenizers import AddedToken, models
 
 from pocketgem.errors import TokenizerError
 
@@ -43,12 +42,20 @@ _CONTROL_LIKE = re.compile(
     r"<\|.+>|<.+\|>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_\w+>|<\w+_soft_token>|\[multimodal\]", re.DOTALL
 )
 
+# What ends a model's turn, beside the end-of-sequence token.
+TURN_ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>")
+
 T = TypeVar("T")
+Merges = Sequence[tuple[str, str]]  # best first
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id, what kind each is, and ``bpe``, which turns text without control tokens (spaces as ▁) into ids."""
+    """Tokens by id, what kind each is, and how text becomes them.
+
+    ``merges`` is a function because it takes half a second for a quarter of a million tokens, and naming a token takes
+    none of it. It raises TokenizerError.
+    """
 
     spellings: Sequence[str]  # by id; spaces as ▁ except in control tokens; "" for an id that no token has
     control: Mapping[str, int]  # text -> id
@@ -56,7 +63,34 @@ class Vocabulary:
     bos_id: int
     eos_id: int | None
     adds_bos: bool
-    bpe: tokenizers.Tokenizer
+    whole: Sequence[str]  # the user-defined tokens
+    merges: Callable[[], Merges]
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        return frozenset(self.control.values())
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens with which a model ends its turn."""
+        named = (self.control.get(name) for name in TURN_ENDS)
+        return frozenset(id for id in (self.eos_id, *named) if id is not None)
+
+    @cached_property
+    def _bytes(self) -> Mapping[int, bytes]:
+        return {id: bytes([byte]) for byte, id in enumerate(self.byte_ids)}
+
+    def piece(self, id: int) -> bytes:
+        """The bytes that one token stands for: a whole text, or a single byte for a byte token.
+
+        Raises TokenizerError for an id out of range.
+        """
+        if not 0 <= id < len(self.spellings):
+            raise TokenizerError(f"id {id} lies outside the vocabulary of {len(self.spellings)} tokens")
+        if id in self._bytes:
+            return self._bytes[id]
+        spelling = self.spellings[id]
+        return (spelling if id in self.control_ids else spelling.replace(SPACE, " ")).encode()
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
@@ -66,18 +100,19 @@ def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
         raise TokenizerError(f"tokenizer.ggml.model is {form!r}: only Gemma's 'llama' and 'gemma4' are supported")
     if _flag(metadata, "add_space_prefix", False):
         raise TokenizerError("tokenizer.ggml.add_space_prefix is true, which no Gemma vocabulary asks for")
-    spellings, kinds = _typed_tokens(metadata)
+    ids, kinds = _typed_tokens(metadata)
+    spellings = list(ids)
     if form == "llama":
-        spellings, merges = _sentencepiece(metadata, spellings, kinds)
+        merges = _sentencepiece_merges(metadata, tuple(spellings), kinds)
+        _respell(ids, spellings, [id for id, kind in kinds.items() if kind == USER_DEFINED])
     else:
         merges = _listed_merges(metadata)
-    ids = {text: id for id, text in enumerate(spellings)}
-    control = {t: id for (t, id), kind in zip(ids.items(), kinds, strict=True) if kind in (UNKNOWN, CONTROL, UNUSED)}
     return assemble(
+        spellings,
         ids,
         merges,
-        control=control,
-        whole=[text for text, kind in zip(spellings, kinds, strict=True) if kind == USER_DEFINED],
+        control={spellings[id]: id for id, kind in kinds.items() if kind in (UNKNOWN, CONTROL, UNUSED)},
+        whole=[spellings[id] for id, kind in kinds.items() if kind == USER_DEFINED],
         bos_id=_special_id(metadata, "bos", len(ids)),
         eos_id=_special_id(metadata, "eos", len(ids)),
         adds_bos=_flag(metadata, "add_bos_token", True),
@@ -85,8 +120,9 @@ def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
 
 
 def assemble(
+    spellings: Sequence[str],
     ids: Mapping[str, int],
-    merges: Sequence[tuple[str, str]],
+    merges: Callable[[], Merges],
     *,
     control: Mapping[str, int],
     whole: Sequence[str],
@@ -94,8 +130,7 @@ def assemble(
     eos_id: int | None,
     adds_bos: bool = True,
 ) -> Vocabulary:
-    """The checks and steps that all file formats share. ``merges``: best first. ``whole``: the user-defined tokens."""
-    spellings = _by_id(ids)
+    """The checks and steps that all file formats share. ``whole``: the user-defined tokens."""
     control = {**control, **{text: ids[text] for text in control_like(ids)}}
     if bos_id is None:
         raise TokenizerError("the vocabulary names no begin-of-sequence token, and every Gemma prompt starts with one")
@@ -105,8 +140,10 @@ def assemble(
         raise TokenizerError("the vocabulary lacks some of the 256 byte tokens <0x00>..<0xFF>, so not all text has ids")
     if single := [text for text in control if len(text) == 1]:
         raise TokenizerError(f"control token {single[0]!r} is a single character, so text could not be told from it")
-    bpe = _encoder(ids, merges, [text for text in whole if text not in control])
-    return Vocabulary(spellings, control, tuple(byte_ids), bos_id, eos_id, adds_bos, bpe)
+    whole = [text for text in whole if text not in control]
+    if len(whole) > MAX_WHOLE:
+        raise TokenizerError(f"the vocabulary has {len(whole)} user-defined tokens, more than {MAX_WHOLE}")
+    return Vocabulary(spellings, control, tuple(byte_ids), bos_id, eos_id, adds_bos, whole, merges)
 
 
 def control_like(texts: Iterable[str]) -> list[str]:
@@ -122,61 +159,65 @@ def guarded(build: Callable[[], T], where: str) -> T:
         raise TokenizerError(f"{where}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _by_id(ids: Mapping[str, int]) -> list[str]:
+def spellings_of(ids: Mapping[str, int]) -> list[str]:
+    """Tokens by id. Raises TokenizerError for an id that two have, or that is out of range, and for a text that is."""
     size = max(ids.values(), default=-1) + 1
     if not 0 < size <= MAX_TOKENS or min(ids.values()) < 0:
         raise TokenizerError(f"the vocabulary numbers its tokens up to {size - 1}; between 1 and {MAX_TOKENS} can be")
-    spellings = [""] * size
-    for text, id in ids.items():
-        if spellings[id] or not 0 < len(text) <= MAX_TOKEN_LENGTH:
-            raise TokenizerError(
-                f"token {id} is {text[:40]!r}: a token needs an id of its own and 1 to {MAX_TOKEN_LENGTH} characters"
-            )
-        spellings[id] = text
-    return spellings
+    by_id = dict(zip(ids.values(), ids, strict=True))
+    if len(by_id) < len(ids) or not 0 < min(map(len, ids)) <= max(map(len, ids)) <= MAX_TOKEN_LENGTH:
+        text, id = next((t, id) for t, id in ids.items() if by_id[id] != t or not 0 < len(t) <= MAX_TOKEN_LENGTH)
+        raise TokenizerError(
+            f"token {id} is {text[:40]!r}: a token needs an id of its own and 1 to {MAX_TOKEN_LENGTH} characters"
+        )
+    return list(map(by_id.get, range(size), repeat("")))
 
 
-def _encoder(ids: Mapping[str, int], merges: Sequence[tuple[str, str]], whole: Sequence[str]) -> tokenizers.Tokenizer:
-    if len(whole) > MAX_WHOLE:
-        raise TokenizerError(f"the vocabulary has {len(whole)} user-defined tokens, more than {MAX_WHOLE}")
-    model = guarded(lambda: models.BPE(vocab=dict(ids), merges=list(merges), byte_fallback=True), "the vocabulary")
-    encoder = tokenizers.Tokenizer(model)
-    encoder.add_tokens([AddedToken(text, normalized=False, special=False) for text in whole])
-    return encoder
+def _typed_tokens(metadata: Mapping[str, object]) -> tuple[dict[str, int], dict[int, int]]:
+    """Text -> id in the order of ids, and the types of tokens that are not normal: id -> type.
 
-
-def _typed_tokens(metadata: Mapping[str, object]) -> tuple[list[str], list[int]]:
+    Only these few are looked at one by one: a quarter of a million tokens at Python's pace would be felt.
+    """
     tokens, kinds = _strings(metadata, "tokens", MAX_TOKENS), _numbers(metadata, "token_type")
     if len(kinds) != len(tokens) or not {*kinds} <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
         raise TokenizerError(f"tokenizer.ggml.token_type must give each of {len(tokens)} tokens a type from 1 to 6")
-    if len({*tokens}) != len(tokens):
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(ids) != len(tokens):
         raise TokenizerError("tokenizer.ggml.tokens lists a token twice, so its text would have two ids")
     if min(map(len, tokens), default=0) == 0 or max(map(len, tokens)) > MAX_TOKEN_LENGTH:
         raise TokenizerError(f"tokenizer.ggml.tokens has a token that is empty or over {MAX_TOKEN_LENGTH} characters")
-    bytes_typed = {text for text, kind in zip(tokens, kinds, strict=True) if kind == BYTE}
+    special = {id: int(kind) for id, kind in enumerate(kinds) if kind != NORMAL}
+    bytes_typed = {tokens[id] for id, kind in special.items() if kind == BYTE}
     if bytes_typed != {*BYTE_SPELLINGS}:
         odd = sorted(bytes_typed ^ {*BYTE_SPELLINGS})[0]
         raise TokenizerError(f"the byte tokens must be <0x00> to <0xFF>, each once; {odd[:40]!r} is missing or surplus")
-    return tokens, [int(kind) for kind in kinds]
+    return ids, special
 
 
-def _sentencepiece(
-    metadata: Mapping[str, object], tokens: Sequence[str], kinds: Sequence[int]
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Spellings, and the merges that the scores stand for."""
+def _respell(ids: dict[str, int], spellings: list[str], whole: Iterable[int]) -> None:
+    """Converters write user-defined runs of spaces with real spaces; the text that reaches the merges has none."""
+    for id in whole:
+        del ids[spellings[id]]
+        spellings[id] = spellings[id].replace(" ", SPACE)
+        if ids.setdefault(spellings[id], id) != id:
+            raise TokenizerError("tokenizer.ggml.tokens lists a token twice: once with spaces and once with ▁")
+
+
+def _sentencepiece_merges(
+    metadata: Mapping[str, object], tokens: Sequence[str], kinds: Mapping[int, int]
+) -> Callable[[], Merges]:
+    """The merges that the scores stand for."""
     scores = _numbers(metadata, "scores")
     if len(scores) != len(tokens) or not all(map(math.isfinite, scores)):
         raise TokenizerError(f"tokenizer.ggml.scores must hold one finite score for each of {len(tokens)} tokens")
-    # Converters write the user-defined runs of spaces with real spaces; the text that reaches the merges has none.
-    respelled = [t.replace(" ", SPACE) if kind == USER_DEFINED else t for t, kind in zip(tokens, kinds, strict=True)]
-    if len({*respelled}) != len(tokens):
-        raise TokenizerError("tokenizer.ggml.tokens lists a token twice: once with spaces and once with ▁")
-    normal = [id for id, kind in enumerate(kinds) if kind == NORMAL]
-    normal.sort(key=scores.__getitem__, reverse=True)
-    return respelled, _every_cut([tokens[id] for id in normal])
+    return lambda: _every_cut([tokens[id] for id in _best_first(scores) if id not in kinds])
 
 
-def _every_cut(best_first: Sequence[str]) -> list[tuple[str, str]]:
+def _best_first(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+
+
+def _every_cut(best_first: Sequence[str]) -> Merges:
     # 1.1 million cuts, and half of the time that loading takes: a comprehension is the fastest form in Python.
     known = {*best_first}
     return [
@@ -187,11 +228,11 @@ def _every_cut(best_first: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _listed_merges(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
-    pairs = [line.split(" ") for line in _strings(metadata, "merges", MAX_MERGES)]
-    if not {*map(len, pairs)} <= {2}:
+def _listed_merges(metadata: Mapping[str, object]) -> Callable[[], Merges]:
+    lines = _strings(metadata, "merges", MAX_MERGES)
+    if {line.count(" ") for line in lines} != {1}:
         raise TokenizerError("tokenizer.ggml.merges must hold lines of two tokens with one space between them")
-    return [(left, right) for left, right in pairs]
+    return lambda: [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
 
 
 def _strings(metadata: Mapping[str, object], name: str, most: int) -> list[str]:

@@ -10,12 +10,12 @@ nothing in it is ever imported.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pocketgem.errors import TokenizerError
-from pocketgem.text.vocab import MAX_MERGES, SPACE, Vocabulary, assemble, guarded
+from pocketgem.text.vocab import MAX_MERGES, SPACE, Merges, Vocabulary, assemble, guarded, spellings_of
 
 MAX_TOKENIZER = 64 << 20  # bytes; Gemma's tokenizer.json has 33 million
 MAX_CONFIG = 16 << 20
@@ -34,6 +34,7 @@ def from_json(path: Path) -> Vocabulary:
     ids = {**_vocabulary(model.get("vocab"), path), **{text: id for text, (id, _) in added.items()}}
     names = _special_names(path.with_name("tokenizer_config.json"))
     return assemble(
+        spellings_of(ids),
         ids,
         _merges(model.get("merges"), path),
         control={text: id for text, (id, special) in added.items() if special},
@@ -67,7 +68,7 @@ def _vocabulary(vocab: object, path: Path) -> dict[str, int]:
     return dict(tokens)
 
 
-def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
+def _merges(merges: object, path: Path) -> Callable[[], Merges]:
     """Pairs of texts; older files write a pair as one text with a space inside."""
     lines = merges if isinstance(merges, list) and len(merges) <= MAX_MERGES else None
     pairs = [line.split(" ") if isinstance(line, str) else line for line in lines or ()]
@@ -75,7 +76,7 @@ def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
     if lines is None or not {*map(type, pairs)} <= {list} or not {*map(len, pairs)} <= {2} or not parts <= {str}:
         raise TokenizerError(f"{path}: merges must be a list of at most {MAX_MERGES} pairs of tokens")
     guarded(lambda: "".join(left + right for left, right in pairs).encode(), f"{path}: merges are not UTF-8")
-    return [(left, right) for left, right in pairs]
+    return lambda: [(left, right) for left, right in pairs]
 
 
 def _added(tokens: object, path: Path) -> dict[str, tuple[int, bool]]:

@@ -1,0 +1,12 @@
+// What each file of bindings adds to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace pocketgem {
+
+void bind_linear(nanobind::module_& module);
+void bind_pack(nanobind::module_& module);
+void bind_attention(nanobind::module_& module);
+
+}  // namespace pocketgem

@@ -1,0 +1,130 @@
+// Attention and row functions, as Python sees them. pocketgem/kernels checked the addresses and sizes that arrive.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+#include "bind.h"
+#include "kernel_set.h"
+
+namespace nb = nanobind;
+
+namespace pocketgem {
+namespace {
+
+using Address = std::uintptr_t;
+using WriteSpan = std::tuple<long, long, Address, Address>;             // start, stop, k, v
+using ReadSpan = std::tuple<long, long, Address, Address, long, long>;  // start, stop, k, v, first, keys
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check_heads(long heads, long kv_heads, long dim) {
+    if (dim < 32 || dim % 32) throw nb::value_error("attention: the head size must be a multiple of 32");
+    if (kv_heads < 1 || heads < kv_heads || heads % kv_heads)
+        throw nb::value_error("attention: query heads must be a multiple of key heads");
+}
+
+void check_rows(long start, long stop, long rows) {
+    if (start < 0 || stop < start || stop > rows) throw nb::value_error("attention: a span is not within the rows");
+}
+
+void write(Kernels& kernels, Address k, Address v, Address norm, float eps, bool normed_values, Address cos,
+           Address sin, long rows, long kv_heads, long dim, const std::vector<WriteSpan>& spans) {
+    check_heads(kv_heads, kv_heads, dim);
+    std::vector<KeyTarget> targets;
+    targets.reserve(spans.size());
+    for (const auto& [start, stop, to_k, to_v] : spans) {
+        check_rows(start, stop, rows);
+        targets.push_back({start, stop, at<std::uint16_t>(to_k), at<std::uint16_t>(to_v)});
+    }
+    nb::gil_scoped_release unlocked;
+    write_keys(kernels, {at<const float>(k), at<const float>(v), at<const float>(norm), eps, normed_values,
+                         at<const float>(cos), at<const float>(sin), kv_heads, dim},
+               targets.data(), static_cast<long>(targets.size()));
+}
+
+void read(Kernels& kernels, Address q, Address norm, float eps, Address cos, Address sin, Address positions, long rows,
+          long heads, long kv_heads, long dim, long window, float scale, const std::vector<ReadSpan>& spans,
+          Address out) {
+    check_heads(heads, kv_heads, dim);
+    if (window < 0) throw nb::value_error("attention: a window counts tokens; 0 is none");
+    std::vector<KeySpan> seen;
+    seen.reserve(spans.size());
+    for (const auto& [start, stop, k, v, first, keys] : spans) {
+        check_rows(start, stop, rows);
+        if (first < 0 || keys < 0) throw nb::value_error("attention: a span has negative positions or sizes");
+        seen.push_back({start, stop, at<const std::uint16_t>(k), at<const std::uint16_t>(v), first, keys});
+    }
+    nb::gil_scoped_release unlocked;
+    attend(kernels, {at<const float>(q), at<const float>(norm), eps, at<const float>(cos), at<const float>(sin),
+                     at<const std::int64_t>(positions), heads, kv_heads, dim, window, scale, at<float>(out)},
+           seen.data(), static_cast<long>(seen.size()));
+}
+
+// ---- row functions, over whole arrays -------------------------------------------------------------------------------
+
+constexpr long kNumbersATask = 16 << 10;
+
+template <typename Each>
+void over_rows(Kernels& kernels, long rows, long n, const Each& each) {
+    nb::gil_scoped_release unlocked;
+    const long step = std::max(1l, kNumbersATask / std::max(1l, n));
+    kernels.pool.run((rows + step - 1) / step, [&](long task) {
+        for (long row = task * step; row < std::min(rows, (task + 1) * step); ++row) each(row * n);
+    });
+}
+
+void norm_rows(Kernels& k, Address x, Address weight, Address out, long rows, long n, float eps) {
+    over_rows(k, rows, n, [&](long i) {
+        k.set.element.norm(at<const float>(x) + i, at<const float>(weight), at<float>(out) + i, n, eps);
+    });
+}
+
+void add_norm_rows(Kernels& k, Address x, Address y, Address weight, long rows, long n, float eps, float factor) {
+    over_rows(k, rows, n, [&](long i) {
+        k.set.element.add_norm(at<float>(x) + i, at<const float>(y) + i, at<const float>(weight), n, eps, factor);
+    });
+}
+
+void geglu_rows(Kernels& k, Address gate, Address up, Address out, long rows, long n) {
+    over_rows(k, rows, n, [&](long i) {
+        k.set.element.geglu(at<const float>(gate) + i, at<const float>(up) + i, at<float>(out) + i, n);
+    });
+}
+
+void softcap_rows(Kernels& k, Address x, long rows, long n, float cap) {
+    over_rows(k, rows, n, [&](long i) { k.set.element.softcap(at<float>(x) + i, n, cap); });
+}
+
+void add_rows(Kernels& k, Address x, Address y, long rows, long n) {
+    over_rows(k, rows, n, [&](long i) { k.set.element.add(at<float>(x) + i, at<const float>(y) + i, n); });
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& module) {
+    module.def("write_keys", &write, nb::arg("kernels"), nb::arg("k"), nb::arg("v"), nb::arg("norm"), nb::arg("eps"),
+               nb::arg("normed_values"), nb::arg("cos"), nb::arg("sin"), nb::arg("rows"), nb::arg("kv_heads"),
+               nb::arg("dim"), nb::arg("spans"));
+    module.def("attend", &read, nb::arg("kernels"), nb::arg("q"), nb::arg("norm"), nb::arg("eps"), nb::arg("cos"),
+               nb::arg("sin"), nb::arg("positions"), nb::arg("rows"), nb::arg("heads"), nb::arg("kv_heads"),
+               nb::arg("dim"), nb::arg("window"), nb::arg("scale"), nb::arg("spans"), nb::arg("out"));
+    module.def("norm", &norm_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"),
+               nb::arg("n"), nb::arg("eps"));
+    module.def("add_norm", &add_norm_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("y"), nb::arg("weight"),
+               nb::arg("rows"), nb::arg("n"), nb::arg("eps"), nb::arg("factor"));
+    module.def("geglu", &geglu_rows, nb::arg("kernels"), nb::arg("gate"), nb::arg("up"), nb::arg("out"),
+               nb::arg("rows"), nb::arg("n"));
+    module.def("softcap", &softcap_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("rows"), nb::arg("n"),
+               nb::arg("cap"));
+    module.def("add", &add_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("y"), nb::arg("rows"), nb::arg("n"));
+}
+
+}  // namespace pocketgem

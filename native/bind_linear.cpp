@@ -1,0 +1,182 @@
+// Kernels, weights and products, as Python sees them. Addresses and sizes come from pocketgem/kernels, which checked them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <string>
+
+#include "bind.h"
+#include "blocks.h"
+#include "experts.h"
+#include "linear.h"
+
+namespace nb = nanobind;
+
+namespace pocketgem {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const KernelSet& set_named(const std::string& name) {
+    for (auto set = kernel_sets(); *set; ++set)
+        if (name == (*set)->name) return **set;
+    throw nb::value_error("no such kernel set in this build");
+}
+
+std::vector<std::string> built_sets() {
+    std::vector<std::string> names;
+    for (auto set = kernel_sets(); *set; ++set) names.emplace_back((*set)->name);
+    return names;
+}
+
+// A weight and the Python object whose memory it reads.
+struct OwnedWeight {
+    Weight weight;
+    nb::object owner;
+};
+
+void make_weight(OwnedWeight* self, const std::string& type, long rows, long cols, Address address, std::size_t size,
+                 nb::object owner) {
+    if (rows < 1 || cols < 1) throw nb::value_error("Weight: a matrix has rows and columns");
+    Weight weight;
+    weight.bytes = at<const std::uint8_t>(address);
+    std::size_t needed = 0;
+    if (const Format* format = find_format(type)) {
+        if (cols % block_size(*format)) throw nb::value_error("Weight: columns do not fit the type's blocks");
+        weight.packed = true;
+        weight.layout = layout_of(*format, rows, cols);
+        needed = static_cast<std::size_t>(weight.layout.bytes);
+    } else if (type == "F32" || type == "BF16" || type == "F16") {
+        weight.plain = type == "F32" ? Plain::float32 : type == "BF16" ? Plain::bfloat16 : Plain::float16;
+        weight.layout.rows = rows, weight.layout.cols = cols, weight.layout.panels = (rows + kPanel - 1) / kPanel;
+        needed = static_cast<std::size_t>(rows * cols) * (type == "F32" ? 4 : 2);
+    } else {
+        throw nb::value_error("Weight: no kernel for this type");
+    }
+    if (size != needed) throw nb::value_error("Weight: the bytes do not fit the shape");
+    new (self) OwnedWeight{weight, std::move(owner)};
+}
+
+Rows rows_of(Address x, long rows, const OwnedWeight& weight, Address norm, float eps) {
+    return {at<const float>(x), rows, weight.weight.layout.cols, at<const float>(norm), eps};
+}
+
+void linear_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& weight, Address out) {
+    nb::gil_scoped_release unlocked;
+    const Weight* weights[] = {&weight.weight};
+    float* outs[] = {at<float>(out)};
+    linear(k, rows_of(x, rows, weight, norm, eps), weights, outs, 1);
+}
+
+void fine_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& weight, Address out) {
+    nb::gil_scoped_release unlocked;
+    fine_linear(k, rows_of(x, rows, weight, norm, eps), weight.weight, at<float>(out));
+}
+
+void linear_many(Kernels& k, Address x, long rows, Address norm, float eps, nb::list owners, std::vector<Address> outs) {
+    const Weight* weights[kMostWeights];
+    float* targets[kMostWeights];
+    const auto count = owners.size();
+    if (count < 1 || count > kMostWeights || outs.size() != count) throw nb::value_error("linear: 1 to 3 weights");
+    for (std::size_t i = 0; i < count; ++i) {
+        weights[i] = &nb::cast<const OwnedWeight&>(owners[i]).weight;
+        targets[i] = at<float>(outs[i]);
+        if (weights[i]->layout.cols != weights[0]->layout.cols) throw nb::value_error("linear: weights differ in columns");
+    }
+    nb::gil_scoped_release unlocked;
+    linear(k, {at<const float>(x), rows, weights[0]->layout.cols, at<const float>(norm), eps}, weights, targets,
+           static_cast<int>(count));
+}
+
+void geglu_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& gate, const OwnedWeight& up,
+               Address out) {
+    if (gate.weight.layout.rows != up.weight.layout.rows || gate.weight.layout.cols != up.weight.layout.cols)
+        throw nb::value_error("geglu_linear: gate and up differ in shape");
+    nb::gil_scoped_release unlocked;
+    geglu_linear(k, rows_of(x, rows, gate, norm, eps), gate.weight, up.weight, at<float>(out));
+}
+
+void gated_one(Kernels& k, Address x, long rows, const OwnedWeight& weight, Address vectors, long stride, Address out) {
+    nb::gil_scoped_release unlocked;
+    gated_linear(k, rows_of(x, rows, weight, 0, 0), weight.weight, at<const float>(vectors), stride, at<float>(out));
+}
+
+void add_one(Kernels& k, Address x, long rows, const OwnedWeight& weight, Address post_norm, float eps, float factor,
+             Address residual, Address out) {
+    nb::gil_scoped_release unlocked;
+    add_linear(k, rows_of(x, rows, weight, 0, 0), weight.weight, at<const float>(post_norm), eps, factor,
+               at<const float>(residual), at<float>(out));
+}
+
+// The experts of one layer, in the form the kernels take them.
+struct ExpertStack {
+    std::vector<Expert> experts;
+    nb::list owners;
+};
+
+void make_stack(ExpertStack* self, nb::list gates, nb::list ups, nb::list downs) {
+    const auto count = gates.size();
+    if (count == 0 || ups.size() != count || downs.size() != count) throw nb::value_error("Experts: lists differ in length");
+    std::vector<Expert> experts;
+    const auto weight = [](nb::handle owner) { return &nb::cast<const OwnedWeight&>(owner).weight; };
+    for (std::size_t i = 0; i < count; ++i) experts.push_back({weight(gates[i]), weight(ups[i]), weight(downs[i])});
+    const Layout &gate = experts[0].gate->layout, &down = experts[0].down->layout;
+    for (const Expert& e : experts)
+        for (const auto& [one, rows, cols] : {std::tuple{e.gate, gate.rows, gate.cols}, std::tuple{e.up, gate.rows, gate.cols},
+                                              std::tuple{e.down, gate.cols, gate.rows}})
+            if (one->layout.rows != rows || one->layout.cols != cols) throw nb::value_error("Experts: shapes differ");
+    for (const Expert& e : experts)  // one plan serves them all
+        if (e.gate->layout.format.type != experts[0].gate->layout.format.type ||
+            e.up->layout.format.type != experts[0].up->layout.format.type || e.down->layout.format.type != down.format.type)
+            throw nb::value_error("Experts: types differ");
+    nb::list owners;
+    owners.append(gates), owners.append(ups), owners.append(downs);
+    new (self) ExpertStack{std::move(experts), std::move(owners)};
+}
+
+void experts_run(Kernels& k, Address x, long rows, const ExpertStack& stack, Address chosen_experts, Address shares,
+                 long chosen, Address out) {
+    const auto count = static_cast<long>(stack.experts.size());
+    const auto* ids = at<const std::int64_t>(chosen_experts);
+    for (long i = 0; i < rows * chosen; ++i)
+        if (ids[i] < 0 || ids[i] >= count) throw nb::value_error("experts: an index is outside the stack");
+    nb::gil_scoped_release unlocked;
+    run_experts(k, at<const float>(x), rows, stack.experts.data(), count, {ids, at<const float>(shares), chosen},
+                at<float>(out));
+}
+
+}  // namespace
+
+void bind_linear(nb::module_& module) {
+    module.def("built_sets", &built_sets, "Names of the kernel sets in this build, best first.");
+    nb::class_<Pool>(module, "Pool").def(nb::init<int>(), nb::arg("threads"));
+    nb::class_<Kernels>(module, "Kernels", "The kernels of one instruction set with their threads and scratch memory.")
+        .def("__init__", [](Kernels* self, const std::string& set, int threads) { new (self) Kernels(set_named(set), threads); },
+             nb::arg("set"), nb::arg("threads"))
+        .def_prop_ro("name", [](const Kernels& k) { return std::string(k.set.name); })
+        .def_prop_ro("threads", [](const Kernels& k) { return k.pool.threads(); })
+        .def_prop_ro("pool", [](Kernels& k) -> Pool& { return k.pool; }, nb::rv_policy::reference_internal);
+    nb::class_<OwnedWeight>(module, "Weight", "A matrix as the kernels read it; keeps the memory's owner alive.")
+        .def("__init__", &make_weight, nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("address"),
+             nb::arg("size"), nb::arg("owner"))
+        .def_prop_ro("rows", [](const OwnedWeight& w) { return w.weight.layout.rows; })
+        .def_prop_ro("cols", [](const OwnedWeight& w) { return w.weight.layout.cols; });
+    nb::class_<ExpertStack>(module, "Experts", "The routed experts of one layer: gates, ups and downs of one shape each.")
+        .def("__init__", &make_stack, nb::arg("gates"), nb::arg("ups"), nb::arg("downs"))
+        .def_prop_ro("cols", [](const ExpertStack& stack) { return stack.experts[0].gate->layout.cols; });
+    module.def("experts", &experts_run);
+    module.def("linear", &linear_one);
+    module.def("fine_linear", &fine_one);
+    module.def("linears", &linear_many);
+    module.def("geglu_linear", &geglu_one);
+    module.def("gated_linear", &gated_one);
+    module.def("add_linear", &add_one);
+}
+
+}  // namespace pocketgem

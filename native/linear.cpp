@@ -1,0 +1,99 @@
+#include "linear.h"
+
+#include <algorithm>
+
+#include "product.h"
+
+namespace pocketgem {
+namespace {
+
+// Runs body(panel, panel_end) over all panels of a job.
+template <typename Body>
+void over_panels(Kernels& k, const Job& job, const Body& body) {
+    k.pool.run(job.tasks, [&](long task) {
+        const long panel = task * job.panels_a_task;
+        body(panel, last_panel(job, panel));
+    });
+}
+
+}  // namespace
+
+void linear(Kernels& k, const Rows& in, const Weight* const* weights, float* const* outs, int count) {
+    const bool packed = std::any_of(weights, weights + count, [](const Weight* w) { return w->packed; });
+    const Ready x = prepare(k, in, packed);
+    Job jobs[kMostWeights];
+    long tasks = 0;
+    for (int i = 0; i < count; ++i) {
+        jobs[i] = job_of(k, *weights[i], x, k.corrections[i]);
+        tasks += jobs[i].tasks;
+    }
+    k.pool.run(tasks, [&](long task) {
+        int i = 0;
+        while (task >= jobs[i].tasks) task -= jobs[i++].tasks;
+        const long panel = task * jobs[i].panels_a_task;
+        compute(k, jobs[i], x, panel, last_panel(jobs[i], panel), outs[i] + panel * kPanel, weights[i]->layout.rows);
+    });
+}
+
+void fine_linear(Kernels& k, const Rows& in, const Weight& weight, float* out) {
+    if (!weight.packed) {
+        const Weight* weights[] = {&weight};
+        return linear(k, in, weights, &out, 1);
+    }
+    const Ready x = prepare_fine(k, in);
+    const Job job = job_of(k, weight, x, k.corrections[0]);
+    over_panels(k, job, [&](long panel, long end) {
+        const long columns = columns_of(weight, panel, end), stride = weight.layout.rows;
+        Lender::Loan scratch(k.scratch);
+        float* both = scratch->of<float>(static_cast<std::size_t>(x.rows * columns));
+        compute(k, job, x, panel, end, both, columns);
+        for (long r = 0; r < in.rows; ++r) {
+            float* to = out + r * stride + panel * kPanel;
+            std::copy_n(both + r * columns, columns, to);
+            k.set.element.add(to, both + (in.rows + r) * columns, columns);
+        }
+    });
+}
+
+void geglu_linear(Kernels& k, const Rows& in, const Weight& gate, const Weight& up, float* out) {
+    const Ready x = prepare(k, in, gate.packed || up.packed);
+    const Job gates = job_of(k, gate, x, k.corrections[0]), ups = job_of(k, up, x, k.corrections[1]);
+    over_panels(k, gates, [&](long panel, long end) {
+        const long columns = columns_of(gate, panel, end), stride = gate.layout.rows;
+        float* to = out + panel * kPanel;
+        Lender::Loan scratch(k.scratch);
+        float* opened = scratch->of<float>(static_cast<std::size_t>(x.rows * columns));
+        compute(k, gates, x, panel, end, opened, columns);
+        compute(k, ups, x, panel, end, to, stride);
+        for (long r = 0; r < x.rows; ++r)
+            k.set.element.geglu(opened + r * columns, to + r * stride, to + r * stride, columns);
+    });
+}
+
+void gated_linear(Kernels& k, const Rows& in, const Weight& weight, const float* vectors, long vector_stride, float* out) {
+    const Ready x = prepare(k, in, weight.packed);
+    const Job job = job_of(k, weight, x, k.corrections[0]);
+    over_panels(k, job, [&](long panel, long end) {
+        const long column = panel * kPanel, stride = weight.layout.rows;
+        compute(k, job, x, panel, end, out + column, stride);
+        for (long r = 0; r < x.rows; ++r) {
+            float* to = out + r * stride + column;
+            k.set.element.geglu(to, vectors + r * vector_stride + column, to, columns_of(weight, panel, end));
+        }
+    });
+}
+
+void add_linear(Kernels& k, const Rows& in, const Weight& weight, const float* post_norm, float eps, float factor,
+                const float* residual, float* out) {
+    const Ready x = prepare(k, in, weight.packed);
+    const long width = weight.layout.rows;
+    float* product = k.product.of<float>(static_cast<std::size_t>(in.rows * width));
+    const Job job = job_of(k, weight, x, k.corrections[0]);
+    over_panels(k, job, [&](long panel, long end) { compute(k, job, x, panel, end, product + panel * kPanel, width); });
+    k.pool.run(in.rows, [&](long r) {
+        if (out != residual) std::copy_n(residual + r * width, width, out + r * width);
+        k.set.element.add_norm(out + r * width, product + r * width, post_norm, width, eps, factor);
+    });
+}
+
+}  // namespace pocketgem

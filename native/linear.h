@@ -1,0 +1,47 @@
+// The layers' matrix products with what surrounds them, each one call: norm before, gate or residual after.
+#pragma once
+
+#include "kernel_set.h"
+#include "packed.h"
+
+namespace pocketgem {
+
+enum class Plain { float32 = 0, bfloat16 = 1, float16 = 2 };
+
+// A matrix [rows, cols]: packed planes, or plain numbers in the file's order.
+struct Weight {
+    Layout layout;  // of a packed one; for a plain one only rows, cols and panels
+    const std::uint8_t* bytes = nullptr;
+    bool packed = false;
+    Plain plain = Plain::float32;
+};
+
+// Rows that enter a product; `norm` is the RMS norm's weight before it, or null for none.
+struct Rows {
+    const float* x;
+    long rows, cols;
+    const float* norm;
+    float eps;
+};
+
+constexpr int kMostWeights = 3;  // matrices of one call
+
+// outs[i] [rows, weights[i].rows] = norm(x) @ weights[i].T
+void linear(Kernels& kernels, const Rows& in, const Weight* const* weights, float* const* outs, int count);
+
+// out [rows, weight.rows] = x @ weight.T with activations quantised twice as finely: twice the arithmetic, the same
+// memory traffic. For the head, whose rounding reaches the logits undiminished.
+void fine_linear(Kernels& kernels, const Rows& in, const Weight& weight, float* out);
+
+// out [rows, gate.rows] = gelu(norm(x) @ gate.T) * (norm(x) @ up.T)
+void geglu_linear(Kernels& kernels, const Rows& in, const Weight& gate, const Weight& up, float* out);
+
+// out [rows, weight.rows] = gelu(norm(x) @ weight.T) * vectors, whose rows are `vector_stride` apart
+void gated_linear(Kernels& kernels, const Rows& in, const Weight& weight, const float* vectors, long vector_stride,
+                  float* out);
+
+// out [rows, weight.rows] = (residual + rms_norm(x @ weight.T) * post_norm) * factor; out may be residual
+void add_linear(Kernels& kernels, const Rows& in, const Weight& weight, const float* post_norm, float eps, float factor,
+                const float* residual, float* out);
+
+}  // namespace pocketgem

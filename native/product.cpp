@@ -1,0 +1,156 @@
+#include "product.h"
+
+#include <algorithm>
+
+namespace pocketgem {
+namespace {
+
+constexpr long kTileBytes = 256 << 10;   // unpacked weights a task works on: they stay in the second-level cache
+constexpr long kRowsAtOnce = 24;         // activations a tile passes over while they are in the first level
+constexpr long kTasksAThread = 8;        // small enough that no thread waits long for the last one
+constexpr long kLeastBytes = 32 << 10;   // and large enough that taking a task costs nothing
+
+// ---- activations -----------------------------------------------------------------------------------------------------
+
+}  // namespace
+
+Activations room_for(Kernels& k, long rows, long cols) {
+    const auto size = static_cast<std::size_t>(rows * cols);
+    return {rows, cols, k.quants.of<std::int8_t>(size), k.scales.of<float>(size / 32), k.sums16.of<std::int32_t>(size / 16),
+            k.sums32.of<std::int32_t>(size / 32)};
+}
+
+Ready prepare(Kernels& k, const Rows& in, bool packed) {
+    Ready ready{in.x, {}, in.rows, in.cols};
+    float* normed = in.norm ? k.normed.of<float>(static_cast<std::size_t>(in.rows * in.cols)) : nullptr;
+    if (normed) ready.floats = normed;
+    if (packed) ready.quantised = room_for(k, in.rows, in.cols);
+    if (!normed && !packed) return ready;
+    k.pool.run(in.rows, [&](long r) {
+        if (normed) k.set.element.norm(in.x + r * in.cols, in.norm, normed + r * in.cols, in.cols, in.eps);
+        if (packed) k.set.matmul.quantize(ready.floats + r * in.cols, ready.quantised, r);
+    });
+    return ready;
+}
+
+Ready prepare_fine(Kernels& k, const Rows& in) {
+    Ready ready{in.x, room_for(k, 2 * in.rows, in.cols), 2 * in.rows, in.cols};
+    float* normed = in.norm ? k.normed.of<float>(static_cast<std::size_t>(in.rows * in.cols)) : nullptr;
+    if (normed) ready.floats = normed;
+    k.pool.run(in.rows, [&](long r) {
+        if (normed) k.set.element.norm(in.x + r * in.cols, in.norm, normed + r * in.cols, in.cols, in.eps);
+        k.set.matmul.quantize_fine(ready.floats + r * in.cols, ready.quantised, r, in.rows + r);
+    });
+    return ready;
+}
+
+namespace {
+
+bool few(const Kernels& k, long rows) { return rows <= 2 * k.set.matmul.direct_rows; }
+
+// ---- one task: some panels of one matrix, all rows -------------------------------------------------------------------
+
+void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride) {
+    const Layout& layout = job.weight->layout;
+    const long width = k.set.matmul.tile_panels, groups = layout.cols / layout.format.group;
+    const long q_bytes = layout.cols * kPanel * width, scale_bytes = groups * kPanel * width * 4;
+    const long tiles = (panel_end - panel + width - 1) / width;
+    Lender::Loan scratch(k.scratch);
+    std::uint8_t* memory = scratch->of<std::uint8_t>(static_cast<std::size_t>(tiles * (q_bytes + 2 * scale_bytes)));
+    const auto tile_at = [&](long i) {
+        std::uint8_t* at = memory + i * (q_bytes + 2 * scale_bytes);
+        return Tile{at, reinterpret_cast<float*>(at + q_bytes), reinterpret_cast<float*>(at + q_bytes + scale_bytes), width};
+    };
+    for (long i = 0; i < tiles; ++i) k.set.matmul.unpack(layout, job.weight->bytes, panel + i * width, tile_at(i));
+    for (long row = 0; row < x.rows; row += kRowsAtOnce)
+        for (long i = 0; i < tiles; ++i) {
+            const long column = i * width * kPanel;
+            const long end = std::min(panel_end * kPanel, layout.rows) - panel * kPanel;
+            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row, std::min(x.rows, row + kRowsAtOnce),
+                               out + row * stride + column, stride, std::min(width * kPanel, end - column));
+        }
+}
+
+}  // namespace
+
+void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride) {
+    const Weight& w = *job.weight;
+    if (!w.packed) {
+        const long end = std::min(panel_end * kPanel, w.layout.rows);
+        k.set.matmul.dense(static_cast<int>(w.plain), w.bytes, x.floats, w.layout.cols, panel * kPanel, end, 0, x.rows,
+                           out - panel * kPanel, stride);
+    } else if (few(k, x.rows)) {
+        k.set.matmul.direct(w.layout, w.bytes, x.quantised, panel, panel_end, 0, x.rows, out, stride);
+    } else {
+        tile_task(k, job, x, panel, panel_end, out, stride);
+    }
+}
+
+namespace {
+
+// ---- planning --------------------------------------------------------------------------------------------------------
+
+long bytes_a_panel(const Weight& w) {
+    if (w.packed) return w.layout.bytes / std::max(1l, w.layout.panels);
+    return w.layout.cols * kPanel * (w.plain == Plain::float32 ? 4 : 2);
+}
+
+void cut(const Kernels& k, Job& job, long rows) {
+    const Weight& w = *job.weight;
+    const long panels = w.layout.panels, wanted = kTasksAThread * k.pool.threads();
+    long each = std::max(1l, panels / wanted);
+    if (few(k, rows) || !w.packed) {
+        each = std::max(each, kLeastBytes / std::max(1l, bytes_a_panel(w)));
+    } else {
+        const long width = k.set.matmul.tile_panels;
+        each = std::min(each, std::max(1l, kTileBytes / (w.layout.cols * kPanel)));
+        each = std::max(width, each / width * width);
+    }
+    job.panels_a_task = std::max(1l, each);
+    job.tasks = (panels + job.panels_a_task - 1) / job.panels_a_task;
+}
+
+// What many rows need for each format beside the activations; `start` and `weight` are scratch of the call.
+void add_corrections(Kernels& k, Job& job, const Ready& x, Buffer& memory) {
+    if (!job.weight->packed || few(k, x.rows)) return;
+    const Layout& layout = job.weight->layout;
+    const long groups = layout.cols / layout.format.group;
+    const auto count = static_cast<std::size_t>(x.rows * groups);
+    auto* start = memory.of<std::int32_t>(2 * count);
+    auto* weight = reinterpret_cast<float*>(start + count);
+    job.corrections = {start, weight};
+    k.pool.run((x.rows + 31) / 32, [&](long part) {
+        k.set.matmul.correct(layout, x.quantised, part * 32, std::min(x.rows, part * 32 + 32), start, weight);
+    });
+}
+
+}  // namespace
+
+Job job_of(Kernels& k, const Weight& weight, const Ready& x, Buffer& memory) {
+    Job job{&weight, {}, 1, 0};
+    cut(k, job, x.rows);
+    add_corrections(k, job, x, memory);
+    return job;
+}
+
+Ready part_of(const Ready& x, long begin, long end) {
+    Ready part = x;
+    part.rows = end - begin;
+    part.floats += begin * x.cols;
+    Activations& a = part.quantised;
+    a.rows = end - begin;
+    if (!a.q) return part;
+    a.q += begin * a.cols, a.scale += begin * (a.cols / 32);
+    a.sums16 += begin * (a.cols / 16), a.sums32 += begin * (a.cols / 32);
+    return part;
+}
+
+Job part_of(const Job& job, const Ready& x, long begin) {
+    Job part = job;
+    if (!job.corrections.start) return part;
+    const long groups = x.cols / job.weight->layout.format.group;
+    part.corrections.start += begin * groups, part.corrections.weight += begin * groups;
+    return part;
+}
+
+}  // namespace pocketgem

@@ -1,0 +1,52 @@
+// One matrix times rows that are ready, cut into tasks: what every layer's product is made of.
+#pragma once
+
+#include "kernel_set.h"
+#include "linear.h"
+
+namespace pocketgem {
+
+// Activations ready for products: as floats for plain weights, quantised for packed ones.
+struct Ready {
+    const float* floats = nullptr;
+    Activations quantised;
+    long rows = 0, cols = 0;
+};
+
+// One matrix of a call: what its products need beside the activations, and how it is cut.
+struct Job {
+    const Weight* weight = nullptr;
+    Corrections corrections;  // where there are many rows
+    long panels_a_task = 1;
+    long tasks = 0;
+};
+
+// Buffers for quantised rows.
+Activations room_for(Kernels& kernels, long rows, long cols);
+
+// Norms the rows where asked, and quantises them where a packed matrix will read them.
+Ready prepare(Kernels& kernels, const Rows& in, bool packed);
+
+// Packed products of twice the rows, which add up in pairs: row r and row in.rows + r. See MatmulKernels::quantize_fine.
+Ready prepare_fine(Kernels& kernels, const Rows& in);
+
+// Plans the product of `rows` rows with a matrix; `memory` holds its corrections until the product is done.
+Job job_of(Kernels& kernels, const Weight& weight, const Ready& x, Buffer& memory);
+
+// Panels [panel, panel_end) of a matrix times all rows -> out[row * stride + column - panel * 16].
+void compute(Kernels& kernels, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride);
+
+// Rows [begin, end) of a product alone.
+Ready part_of(const Ready& x, long begin, long end);
+Job part_of(const Job& job, const Ready& x, long begin);
+
+inline long last_panel(const Job& job, long panel) {
+    const long end = panel + job.panels_a_task;
+    return end < job.weight->layout.panels ? end : job.weight->layout.panels;
+}
+
+inline long columns_of(const Weight& w, long panel, long panel_end) {
+    return (panel_end * kPanel < w.layout.rows ? panel_end * kPanel : w.layout.rows) - panel * kPanel;
+}
+
+}  // namespace pocketgem

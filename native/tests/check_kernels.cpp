@@ -1,0 +1,110 @@
+// Checks every kernel against a slow reference, without Python:
+//   check_kernels [--sets a,b] [--only pool|quantize|matmul|dense|linear|elements|attention] [--quick]
+// Without --sets: all of this build that this processor runs. Exits with 1 where a check failed, 2 for a wrong option.
+#include <cstdlib>
+#include <string_view>
+
+#include "check.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace pocketgem::check {
+namespace {
+
+struct Options {
+    std::string sets, only;
+    bool quick = false;
+};
+
+bool runs_here([[maybe_unused]] std::string_view set) {
+#if defined(__x86_64__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (set == "avx512") return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
+    if (set == "avx2-vnni") return avx2 && __builtin_cpu_supports("avxvnni");
+    if (set == "avx2") return avx2;
+#elif defined(__aarch64__) && defined(__linux__)
+    if (set == "neon-i8mm") return getauxval(AT_HWCAP2) & HWCAP2_I8MM;
+    if (set == "neon") return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+    return true;
+}
+
+bool listed(std::string_view list, std::string_view name) {
+    while (!list.empty()) {
+        const std::size_t comma = list.find(',');
+        if (list.substr(0, comma) == name) return true;
+        list = comma == std::string_view::npos ? "" : list.substr(comma + 1);
+    }
+    return false;
+}
+
+bool known(std::string_view name) {
+    for (const KernelSet* const* set = kernel_sets(); *set; ++set)
+        if (name == (*set)->name) return true;
+    return false;
+}
+
+// Every name of a list, which must be one of this build's.
+bool all_known(std::string_view list) {
+    for (bool more = !list.empty(); more;) {
+        const std::size_t comma = list.find(',');
+        if (!known(list.substr(0, comma))) {
+            std::printf("check_kernels: this build has no set %.*s\n", static_cast<int>(list.substr(0, comma).size()), list.data());
+            return false;
+        }
+        more = comma != std::string_view::npos;
+        if (more) list = list.substr(comma + 1);
+    }
+    return true;
+}
+
+void check_set(const KernelSet& set, const Options& options, Report& report) {
+    const auto wanted = [&](const char* part) { return options.only.empty() || options.only == part; };
+    const long failed = report.failures(), checked = report.checked();
+    if (wanted("quantize")) check_quantize(set, report);
+    if (wanted("matmul")) check_matmul(set, report, options.quick);
+    if (wanted("dense")) check_dense(set, report);
+    if (wanted("elements")) check_elements(set, report);
+    if (wanted("linear")) check_linear(set, report, options.quick);
+    if (wanted("attention")) check_attention(set, report, options.quick);
+    std::printf("%s: %ld checks, %ld failed\n", set.name, report.checked() - checked, report.failures() - failed);
+}
+
+int check_all(const Options& options) {
+    if (!all_known(options.sets)) return 2;
+    Report report;
+    if (options.only.empty() || options.only == "pool") {
+        check_pool(report, options.quick);
+        std::printf("pool: %ld checks, %ld failed\n", report.checked(), report.failures());
+    }
+    for (const KernelSet* const* set = kernel_sets(); *set && options.only != "pool"; ++set) {
+        const bool wanted = options.sets.empty() ? runs_here((*set)->name) : listed(options.sets, (*set)->name);
+        if (wanted) check_set(**set, options, report);
+        else std::printf("%s: left out\n", (*set)->name);
+    }
+    return report.failures() ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace pocketgem::check
+
+int main(int count, char** words) {
+    pocketgem::check::Options options;
+    for (int i = 1; i < count; ++i) {
+        const std::string_view word = words[i];
+        if (word == "--quick") {
+            options.quick = true;
+        } else if (word == "--sets" && i + 1 < count) {
+            options.sets = words[++i];
+        } else if (word == "--only" && i + 1 < count) {
+            options.only = words[++i];
+        } else {
+            std::printf("usage: check_kernels [--sets a,b] [--only PART] [--quick]\n");
+            return 2;
+        }
+    }
+    return pocketgem::check::check_all(options);
+}

@@ -1,0 +1,155 @@
+#include <algorithm>
+#include <limits>
+
+#include "reference.h"
+
+namespace pocketgem::check {
+namespace {
+
+constexpr long kRows = 40;  // of activations
+constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Rows of everything that may come: a NaN, an infinity, zeros, and sizes from subnormal to nearly too large.
+std::vector<float> activations(Random& random, long rows, long cols) {
+    std::vector<float> x;
+    const float sizes[] = {1e24f, 1e-30f, 1e-36f, 3e-37f, 1.3e-38f, 1e-39f, 1e-44f, 0.0f};
+    for (long row = 0; row < rows; ++row) {
+        const bool odd = row >= 7 && row < 7 + 16 && row % 2;
+        const float size = odd ? sizes[(row - 7) / 2] : std::ldexp(1.0f, static_cast<int>(random.below(20)) - 10);
+        for (long c = 0; c < cols; ++c) x.push_back(random.unit() * size);
+    }
+    if (rows > 3) x[static_cast<std::size_t>(3 * cols + random.below(cols))] = kNan;
+    if (rows > 5) x[static_cast<std::size_t>(5 * cols + random.below(cols))] = -kInfinity;
+    return x;
+}
+
+void check_block(const float* x, const Quantised& to, long block, Report& report) {
+    const auto b = static_cast<std::size_t>(block);
+    const std::int8_t* q = to.q.data() + block * 32;
+    float most = 0;
+    bool finite = true;
+    int sums[2] = {}, largest = 0;
+    for (int i = 0; i < 32; ++i) {
+        finite = finite && std::isfinite(x[i]);
+        most = std::max(most, std::fabs(x[i]));
+        sums[i / 16] += q[i];
+        largest = std::max(largest, std::abs(static_cast<int>(q[i])));
+    }
+    report.expect(to.sums16[2 * b] == sums[0] && to.sums16[2 * b + 1] == sums[1] && to.sums32[b] == sums[0] + sums[1],
+                  "sums %d %d %d are not those of q: %d %d", to.sums16[2 * b], to.sums16[2 * b + 1], to.sums32[b], sums[0], sums[1]);
+    if (!finite) return void(report.expect(std::isnan(to.scale[b]), "a block with NaN or infinity has scale %g", to.scale[b]));
+    report.expect(near(to.scale[b], most / 127.0, most * 1e-7 + 1e-44), "scale %g, largest %g", to.scale[b], most);
+    report.expect(largest == 127 || (largest == 0 && most < 4e-37f), "largest q %d where the largest is %g", largest, most);
+    for (int i = 0; i < 32; ++i)
+        report.expect(near(q[i] * static_cast<double>(to.scale[b]), x[i], std::max(to.scale[b] * 0.5001, most < 4e-37f ? most : 0.0)),
+                      "%g became %d times %g", x[i], q[i], to.scale[b]);
+}
+
+// ---- products ----------------------------------------------------------------------------------------------------------
+
+struct Products {
+    const KernelSet& set;
+    const Matrix& matrix;
+    const Activations& x;
+    Report& report;
+};
+
+void compare(const Products& p, Results& got, long row, Results& want, const char* way) {
+    const long outputs = p.matrix.layout.rows;
+    for (long r = 0; r < got.rows; ++r)
+        for (long n = 0; n < got.stride; ++n)
+            if (n >= outputs)
+                p.report.expect(got.untouched(r, n), "%s rows %ld+%ld: row %ld wrote column %ld, past the end", way, row, got.rows, r, n);
+            else
+                p.report.expect(same(*got.at(r, n), *want.at(row + r, n)), "%s rows %ld+%ld: row %ld column %ld is %.9g, not %.9g",
+                                way, row, got.rows, r, n, *got.at(r, n), *want.at(row + r, n));
+}
+
+void check_values(const Products& p, Results& got) {
+    for (long r = 0; r < got.rows; ++r)
+        for (long n = 0; n < p.matrix.layout.rows; ++n) {
+            const Value want = p.matrix.times(p.x, r, n);
+            p.report.expect(near(*got.at(r, n), want.value, want.error), "row %ld column %ld is %.9g, not %.9g (+- %.1g)", r, n,
+                            *got.at(r, n), want.value, want.error);
+        }
+}
+
+Results direct(const Products& p, long row, long rows) {
+    Results out(rows, p.matrix.layout.rows + 3);
+    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), p.x, 0, p.matrix.layout.panels, row, row + rows, out.at(0, 0),
+                        out.stride);
+    return out;
+}
+
+// One panel of many writes its own columns alone.
+void check_panels(const Products& p, Results& want) {
+    const Layout& layout = p.matrix.layout;
+    for (long panel = 0; panel < layout.panels; ++panel) {
+        Results out(2, layout.rows + 3);
+        p.set.matmul.direct(layout, p.matrix.bytes.data(), p.x, panel, panel + 1, 0, 2, out.at(0, panel * 16), out.stride);
+        for (long r = 0; r < 2; ++r)
+            for (long n = 0; n < out.stride; ++n) {
+                const bool mine = n / 16 == panel && n < layout.rows;
+                p.report.expect(mine ? same(*out.at(r, n), *want.at(r, n)) : out.untouched(r, n),
+                                "direct, panel %ld alone: row %ld column %ld is %.9g", panel, r, n, *out.at(r, n));
+            }
+    }
+}
+
+Results tiled(const Products& p, long row, long rows) {
+    const Layout& layout = p.matrix.layout;
+    const long width = p.set.matmul.tile_panels, groups = layout.cols / layout.format.group;
+    const auto lanes = static_cast<std::size_t>(groups * width * 16);
+    std::vector<std::int32_t> start(static_cast<std::size_t>(p.x.rows * groups));
+    std::vector<float> weight(start.size());
+    p.set.matmul.correct(layout, p.x, row, row + rows, start.data(), weight.data());
+    Results out(rows, layout.rows + 3);
+    for (long panel = 0; panel < layout.panels; panel += width) {
+        std::vector<std::uint8_t> q(static_cast<std::size_t>(layout.cols * 16 * width));
+        std::vector<float> scale(lanes), minimum(lanes);
+        const Tile tile{q.data(), scale.data(), minimum.data(), width};
+        p.set.matmul.unpack(layout, p.matrix.bytes.data(), panel, tile);
+        p.set.matmul.tiled(layout, tile, p.x, {start.data(), weight.data()}, row, row + rows, out.at(0, panel * 16), out.stride,
+                           std::min(width * 16, layout.rows - panel * 16));
+    }
+    return out;
+}
+
+void check_products(const Products& p, bool quick) {
+    Results all = direct(p, 0, kRows);
+    check_values(p, all);
+    check_panels(p, all);
+    for (long rows = 1; rows <= kRows; rows += quick && rows > 12 ? 9 : 1) {
+        const long row = rows % 4 == 3 && rows + 5 <= kRows ? 5 : 0;
+        Results few = direct(p, row, rows), many = tiled(p, row, rows);
+        compare(p, few, row, all, "direct");
+        compare(p, many, row, all, "tiled");
+    }
+}
+
+}  // namespace
+
+void check_quantize(const KernelSet& set, Report& report) {
+    Random random(1);
+    report.in(std::string(set.name) + " quantize");
+    for (const long cols : {32l, 96l, 256l}) {
+        const std::vector<float> x = activations(random, kRows, cols);
+        const Quantised to(set, x, cols);
+        for (long block = 0; block < kRows * cols / 32; ++block) check_block(x.data() + block * 32, to, block, report);
+    }
+}
+
+void check_matmul(const KernelSet& set, Report& report, bool quick) {
+    const long shapes[][2] = {{35, 3}, {1, 1}, {16, 2}, {67, 5}};  // rows, blocks of the stored type
+    for (const Format& format : kFormats)
+        for (int i = 0; i < (quick ? 2 : 4); ++i) {
+            Random random(static_cast<std::uint64_t>(100 + i));
+            const long rows = shapes[i][0], cols = shapes[i][1] * (format.super ? 256 : 32);
+            const Matrix matrix(random, format, rows, cols, i % 2);
+            const Quantised x(set, activations(random, kRows, cols), cols);
+            report.in(std::string(set.name) + " " + format.type + " [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
+            check_products({set, matrix, x.view, report}, quick);
+        }
+}
+
+}  // namespace pocketgem::check

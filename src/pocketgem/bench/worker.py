@@ -1,0 +1,80 @@
+"""Our own worker: one LLM, driven through its engine so that one step advances every sequence.
+
+python -m pocketgem.bench.worker '{"model": ..., "threads": 2, "context": 4352, "vocabulary": 262144}'
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+from typing import Any
+
+import torch
+
+import pocketgem
+from pocketgem import kernels
+from pocketgem.bench.protocol import main
+from pocketgem.engine.request import Request, SamplingParams
+from pocketgem.llm import LLM
+
+
+class Ours:
+    """A loaded LLM whose engine forgets every finished request."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm, self.engine = llm, llm.engine
+        self.engine.prefixes.capacity = 0  # every prompt is read whole
+        self._numbers = count()
+
+    def facts(self) -> dict[str, object]:
+        return {
+            "version": pocketgem.__version__,
+            "torch": torch.__version__,
+            "dtype": str(self.llm.model.dtype).removeprefix("torch."),
+            "kernels": kernels.status.reason,
+        }
+
+    def prefill(self, prompt: list[int]) -> float:
+        began = time.perf_counter()
+        self._submit([prompt])
+        self._read_prompts(1)
+        seconds = time.perf_counter() - began
+        self._drop()
+        return seconds
+
+    def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
+        self.engine.scheduler.max_running = max(self.engine.scheduler.max_running, len(prompts))
+        self._submit(prompts)
+        self._read_prompts(len(prompts))
+        seconds = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            self.engine.step()
+            seconds.append(time.perf_counter() - began)
+        self._drop()
+        return seconds
+
+    def _submit(self, prompts: list[list[int]]) -> None:
+        """Without stop ids: random weights may write one at any time."""
+        self._sequences = [
+            self.engine.submit(Request(f"bench-{next(self._numbers)}", tuple(ids), SamplingParams())) for ids in prompts
+        ]
+
+    def _read_prompts(self, number: int) -> None:
+        """Step until one step gives every sequence a token."""
+        while sum(output.sampled is not None for output in self.engine.step()) < number:
+            pass
+
+    def _drop(self) -> None:
+        for sequence in self._sequences:
+            self.engine.abort(sequence)
+
+
+def load(options: dict[str, Any]) -> Ours:
+    """Nothing is fetched: the parent has found the files."""
+    llm = LLM.load(options["model"], context=options["context"], threads=options["threads"], offline=True)
+    return Ours(llm)
+
+
+if __name__ == "__main__":
+    main(load)

@@ -1,0 +1,278 @@
+"""Calls into the compiled kernels, with tensors on this side of the door and addresses on the other.
+
+Everything here is float32 rows ``[rows, width]`` unless it says otherwise. The compiled side trusts what it is given, so
+types, shapes and contiguity are checked here; a violation is a fault of the caller and raises ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pocketgem import kernels
+
+Tables = tuple[Tensor, Tensor]
+Target = tuple[int, int, Tensor, Tensor]  # start, stop, keys' place, values' place
+Span = tuple[int, int, Tensor, Tensor, int]  # start, stop, keys, values, position of the first key
+HEAD_DIM_STEP = 32  # attention kernels take multiples of it
+PLAIN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class Weight(Protocol):
+    """A matrix as the kernels read it: ``[rows, cols]``, packed or plain."""
+
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """An RMS norm that a kernel applies: its weight ``[width]`` float32, and what is added to the mean square."""
+
+    weight: Tensor
+    eps: float
+
+    def __post_init__(self) -> None:
+        _check(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """The shape of one layer's attention, and the norms of its queries and keys."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+    scale: float
+    normed_values: bool
+    q_norm: Norm
+    k_norm: Norm | None  # None: the layer reads another's keys
+
+
+class Compute:
+    """One model's kernels: an instruction set, threads and scratch memory. Not for two threads at once."""
+
+    def __init__(self, set: str, threads: int) -> None:
+        """Raises ValueError for a set that is not in this build."""
+        if kernels.native is None:
+            raise ValueError("the compiled kernels are not in this install")
+        self._native: Any = kernels.native
+        self._kernels = self._native.Kernels(set, threads)
+
+    @property
+    def name(self) -> str:
+        """The instruction set."""
+        return str(self._kernels.name)
+
+    @property
+    def threads(self) -> int:
+        return int(self._kernels.threads)
+
+    @property
+    def pool(self) -> Any:
+        """The threads, for kernels that need nothing else."""
+        return self._kernels.pool
+
+    # ---- weights -------------------------------------------------------------------------------------------------------
+
+    def packed(self, type: str, rows: int, cols: int, data: Tensor) -> Weight:
+        """A packed matrix over ``data``, uint8 as ``native.pack`` wrote it."""
+        weight: Weight = self._native.Weight(type, rows, cols, data.data_ptr(), data.numel(), data)
+        return weight
+
+    def plain(self, data: Tensor) -> Weight:
+        """A matrix of float32, bfloat16 or float16 as it lies in memory, ``[rows, cols]``."""
+        rows, cols = data.shape
+        weight: Weight = self._native.Weight(PLAIN[data.dtype], rows, cols, data.data_ptr(), data.nbytes, data)
+        return weight
+
+    def rows(self, type: str, table: Tensor, shape: tuple[int, int], ids: Tensor, factor: float) -> Tensor:
+        """Rows ``ids`` (int64) of a stored table of ``shape``, times ``factor``: ``[ids, cols]``."""
+        rows, cols = shape
+        ids = ids.contiguous()
+        out = torch.empty(len(ids), cols)
+        self._native.dequantize_rows(
+            self.pool, type, table.data_ptr(), rows, cols, ids.data_ptr(), len(ids), factor, out.data_ptr()
+        )
+        return out
+
+    # ---- products ------------------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, weight: Weight, norm: Norm | None = None) -> Tensor:
+        """``norm(x) @ weight.T``."""
+        out = torch.empty(len(x), weight.rows)
+        self._native.linear(self._kernels, _rows(x, weight.cols), len(x), *_norm(norm), weight, out.data_ptr())
+        return out
+
+    def fine_linear(self, x: Tensor, weight: Weight) -> Tensor:
+        """``x @ weight.T`` with activations in about 16 bits instead of 8, at the same cost in memory traffic."""
+        out = torch.empty(len(x), weight.rows)
+        self._native.fine_linear(self._kernels, _rows(x, weight.cols), len(x), 0, 0.0, weight, out.data_ptr())
+        return out
+
+    def linears(self, x: Tensor, weights: Sequence[Weight], norm: Norm | None = None) -> list[Tensor]:
+        """The same for up to three matrices; x is normed and quantised once."""
+        outs = [torch.empty(len(x), weight.rows) for weight in weights]
+        addresses = [out.data_ptr() for out in outs]
+        source = _rows(x, weights[0].cols)
+        self._native.linears(self._kernels, source, len(x), *_norm(norm), list(weights), addresses)
+        return outs
+
+    def geglu(self, x: Tensor, gate: Weight, up: Weight, norm: Norm | None = None) -> Tensor:
+        """``gelu_tanh(norm(x) @ gate.T) * (norm(x) @ up.T)``."""
+        out = torch.empty(len(x), gate.rows)
+        source = _rows(x, gate.cols)
+        self._native.geglu_linear(self._kernels, source, len(x), *_norm(norm), gate, up, out.data_ptr())
+        return out
+
+    def gated(self, x: Tensor, weight: Weight, vectors: Tensor) -> Tensor:
+        """``gelu_tanh(x @ weight.T) * vectors``; the rows of ``vectors`` may be apart from each other."""
+        if vectors.shape != (len(x), weight.rows) or vectors.stride(-1) != 1 or vectors.dtype != torch.float32:
+            raise ValueError("gated: vectors do not fit")
+        out = torch.empty(len(x), weight.rows)
+        self._native.gated_linear(
+            self._kernels, _rows(x, weight.cols), len(x), weight, vectors.data_ptr(), vectors.stride(0), out.data_ptr()
+        )
+        return out
+
+    def add(self, residual: Tensor, x: Tensor, weight: Weight, norm: Norm, factor: float = 1.0) -> Tensor:
+        """``(residual + norm(x @ weight.T)) * factor``, a new tensor."""
+        out = torch.empty_like(residual)
+        self._native.add_linear(
+            self._kernels,
+            _rows(x, weight.cols),
+            len(x),
+            weight,
+            *_norm(norm),
+            factor,
+            _rows(residual, weight.rows),
+            out.data_ptr(),
+        )
+        return out
+
+    def stack(self, gates: Sequence[Weight], ups: Sequence[Weight], downs: Sequence[Weight]) -> Any:
+        """The routed experts of one layer, for ``experts``."""
+        return self._native.Experts(list(gates), list(ups), list(downs))
+
+    def experts(self, x: Tensor, stack: Any, shares: Tensor, indices: Tensor) -> Tensor:
+        """``sum(share * down(gelu_tanh(gate(x)) * up(x)))`` over each row's experts.
+
+        shares, indices: ``[rows, chosen]`` float32 and int64.
+        """
+        _check(shares)
+        if shares.shape != indices.shape or len(shares) != len(x) or indices.dtype is not torch.int64:
+            raise ValueError("experts: one share for each index, one row of them for each row of x")
+        indices, out = indices.contiguous(), torch.empty_like(x)
+        self._native.experts(
+            self._kernels,
+            _rows(x, stack.cols),
+            len(x),
+            stack,
+            indices.data_ptr(),
+            shares.data_ptr(),
+            shares.shape[-1],
+            out.data_ptr(),
+        )
+        return out
+
+    # ---- attention -----------------------------------------------------------------------------------------------------
+
+    def write_keys(self, heads: Heads, k: Tensor, v: Tensor, tables: Tables, targets: Sequence[Target]) -> None:
+        """Norm and rotate the raw projections k and v ``[rows, kv_heads * head_dim]`` and store them as bfloat16.
+
+        tables: cos and sin ``[rows, head_dim / 2]``. targets: rows ``start`` to ``stop`` and their places, contiguous
+        ``[stop - start, kv_heads, head_dim]``. v may be k: a layer whose values are its raw keys.
+        """
+        if heads.k_norm is None:
+            raise ValueError("write_keys: this layer has no keys of its own")
+        width = heads.num_kv_heads * heads.head_dim
+        self._native.write_keys(
+            self._kernels,
+            _rows(k, width),
+            _rows(v, width),
+            *_norm(heads.k_norm),
+            heads.normed_values,
+            *_angles(tables, heads.head_dim),
+            len(k),
+            heads.num_kv_heads,
+            heads.head_dim,
+            [(start, stop, _stored(k), _stored(v)) for start, stop, k, v in targets],
+        )
+
+    def attend(self, heads: Heads, q: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Norm and rotate the raw queries q ``[rows, heads * head_dim]`` and attend: the same shape.
+
+        spans: rows ``start`` to ``stop``, their keys and values ``[keys, kv_heads, head_dim]`` bfloat16, contiguous,
+        and the position of the first key. A row at position p sees the keys at p - window + 1 ... p.
+        """
+        out = torch.empty_like(q)
+        self._native.attend(
+            self._kernels,
+            _rows(q, heads.num_heads * heads.head_dim),
+            *_norm(heads.q_norm),
+            *_angles(tables, heads.head_dim),
+            positions.data_ptr(),
+            len(q),
+            heads.num_heads,
+            heads.num_kv_heads,
+            heads.head_dim,
+            heads.window or 0,
+            heads.scale,
+            [(start, stop, _stored(k), _stored(v), first, len(k)) for start, stop, k, v, first in spans],
+            out.data_ptr(),
+        )
+        return out
+
+    def add_norm_(self, x: Tensor, y: Tensor, norm: Norm, factor: float) -> Tensor:
+        """``(x + norm(y)) * factor``, in place, over rows of the norm's width."""
+        width = len(norm.weight)
+        if x.shape != y.shape:
+            raise ValueError(f"add_norm: {list(x.shape)} and {list(y.shape)}")
+        self._native.add_norm(
+            self._kernels, _rows(x, width), _rows(y, width), norm.weight.data_ptr(), len(x), width, norm.eps, factor
+        )
+        return x
+
+    def softcap_(self, x: Tensor, cap: float) -> Tensor:
+        """``cap * tanh(x / cap)``, in place."""
+        _check(x)
+        self._native.softcap(self._kernels, x.data_ptr(), len(x), x.shape[-1], cap)
+        return x
+
+
+def _check(x: Tensor) -> None:
+    if x.dtype is not torch.float32 or not x.is_contiguous():
+        raise ValueError(f"kernels take contiguous float32, not {x.dtype} of strides {x.stride()}")
+
+
+def _rows(x: Tensor, width: int) -> int:
+    """The address of rows ``[rows, width]``."""
+    _check(x)
+    if x.shape[-1] != width or x.ndim != 2:
+        raise ValueError(f"rows of {list(x.shape)} for a kernel of width {width}")
+    return x.data_ptr()
+
+
+def _norm(norm: Norm | None) -> tuple[int, float]:
+    return (0, 0.0) if norm is None else (norm.weight.data_ptr(), norm.eps)
+
+
+def _angles(tables: Tables, head_dim: int) -> tuple[int, int]:
+    cos, sin = tables
+    _check(cos)
+    _check(sin)
+    if cos.shape[-1] != head_dim // 2 or sin.shape != cos.shape:
+        raise ValueError(f"angles of {list(cos.shape)} for heads of {head_dim}")
+    return cos.data_ptr(), sin.data_ptr()
+
+
+def _stored(x: Tensor) -> int:
+    """The address of keys or values."""
+    if x.dtype is not torch.bfloat16 or not x.is_contiguous():
+        raise ValueError(f"keys and values must be contiguous bfloat16, not {x.dtype} of strides {x.stride()}")
+    return x.data_ptr()

@@ -1,0 +1,167 @@
+"""A checkpoint becomes a model whose matrices stay packed: the kernels' own layout, read from memory or a cache file.
+
+Nothing is rounded on the way. Activations are float32, keys and values bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from pocketgem.checkpoint import names
+from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor
+from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
+from pocketgem.checkpoint.types import Progress
+from pocketgem.kernels.compute import HEAD_DIM_STEP, Compute, Weight
+from pocketgem.memory.packed import PackedWeights, packed_weights
+from pocketgem.memory.rows import PackedRows
+from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of
+from pocketgem.model.experts import Experts
+from pocketgem.model.fused import fuse
+from pocketgem.model.gemma import Gemma
+from pocketgem.model.layers import Embedding, Linear
+from pocketgem.model.quant import PackedEmbedding, PackedExperts, PackedHead, PackedLinear
+
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels read as it is
+
+
+def can_pack(checkpoint: Checkpoint) -> bool:
+    """Whether packing pays: the checkpoint has matrices of block types."""
+    stored = (part for tensor in checkpoint.tensors.values() for part in _parts(tensor))
+    return any(part.type.block_size > 1 and len(part.shape) > 1 for part in stored)
+
+
+def build_packed(
+    checkpoint: Checkpoint, compute: Compute, cache: Path | None = None, progress: Progress | None = None
+) -> tuple[Gemma, tuple[MappedFile, ...]]:
+    """Build the model a checkpoint describes over packed weights.
+
+    cache: where packed weights are kept between runs; None: nowhere. Returns the model and the files it goes on reading.
+    Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
+    """
+    check_tensors(checkpoint)
+    model = empty_model(checkpoint.config)
+    slots = slots_of(model)
+    matrices = {hf: checkpoint.tensors[hf] for slot in slots if (hf := _source(slot, checkpoint)) is not None}
+    blocks = {name: members for hf, tensor in matrices.items() for name, members in _blocks(hf, tensor)}
+    packs = packed_weights(blocks, source=Path(checkpoint.where), pool=compute.pool, cache=cache, progress=progress)
+    bench = _Bench(checkpoint, compute, blocks, packs)
+    for slot in slots:
+        bench.fill(model, slot)
+    if model.per_layer is not None:
+        table = cast(StoredTensor, checkpoint.tensors[names.TABLE])
+        model.per_layer.table = PackedRows(compute, table, checkpoint.config.num_layers)
+    model.eval()
+    model.has_own_threads = True
+    if all(layer.head_dim % HEAD_DIM_STEP == 0 for layer in checkpoint.config.layers):
+        fuse(model, compute)
+    return model, bench.files()
+
+
+def _source(slot: Slot, checkpoint: Checkpoint) -> str | None:
+    """The matrix a slot takes; None for norms and other small parameters."""
+    if not isinstance(slot.module, Linear | Embedding | Experts):
+        return None
+    tied = slot.name == "lm_head.weight" and checkpoint.config.tied_head
+    return "embed_tokens.weight" if tied else slot.name
+
+
+class _Bench:
+    """Puts packed modules where plain ones were."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        compute: Compute,
+        blocks: Mapping[str, Sequence[StoredTensor]],
+        packs: PackedWeights,
+    ) -> None:
+        self.checkpoint, self.compute, self.blocks, self.packs = checkpoint, compute, blocks, packs
+
+    def fill(self, model: Gemma, slot: Slot) -> None:
+        source = _source(slot, self.checkpoint)
+        if source is None:
+            stored = self.checkpoint.tensors[slot.name]
+            slot.module.register_parameter(slot.key, norm_or_number(slot.module, stored, self.checkpoint.norm_offset))
+        elif isinstance(slot.module, Embedding):
+            table = cast(StoredTensor, self.checkpoint.tensors[source])
+            model.set_submodule(slot.path, PackedEmbedding(self.compute, table, slot.module.scale))
+        elif isinstance(slot.module, Linear):
+            kind = PackedHead if slot.path == "lm_head" else PackedLinear
+            model.set_submodule(slot.path, kind(self.compute, self.weights(source)[0]))
+        elif slot.key == "gate_up_proj":  # its neighbour's turn fills both
+            down = slot.name.replace("gate_up_proj", "down_proj")
+            parts = (self.weights(name) for name in (f"{slot.name}.gate", f"{slot.name}.up", down))
+            model.set_submodule(slot.path, PackedExperts(self.compute, *parts))
+
+    def weights(self, name: str) -> list[Weight]:
+        """The matrices of that name: one, or an expert stack's."""
+        if name not in self.blocks:
+            return [self._plain(part) for part in _matrices(name, self.checkpoint)]
+        parts, data = self.blocks[name], self.packs.bytes(name)
+        (rows, cols), type, size = parts[0].shape, parts[0].type.value, data.numel() // len(parts)
+        return [self.compute.packed(type, rows, cols, data[i * size : (i + 1) * size]) for i in range(len(parts))]
+
+    def _plain(self, stored: StoredTensor) -> Weight:
+        return self.compute.plain(stored.dense(stored.dtype if stored.dtype in PLAIN else torch.float32))
+
+    def files(self) -> tuple[MappedFile, ...]:
+        """What the model goes on reading: the checkpoint, for its rows and plain matrices, and the packed weights."""
+        stored = (part.source for tensor in self.checkpoint.tensors.values() for part in _parts(tensor))
+        mapped = (*stored, *(() if self.packs.mapped is None else (self.packs.mapped,)))
+        return tuple({file.path: file for file in mapped}.values())
+
+
+# ---- stacks of experts come apart --------------------------------------------------------------------------------------
+
+
+def _parts(tensor: TextTensor) -> tuple[StoredTensor, ...]:
+    return (tensor.gate, tensor.up) if isinstance(tensor, JoinedTensor) else (tensor,)
+
+
+def _blocks(name: str, tensor: TextTensor) -> Iterator[tuple[str, list[StoredTensor]]]:
+    """The matrices of a tensor that are stored in blocks, under the names ``_Bench.weights`` asks for."""
+    for part, matrices in _named(name, tensor):
+        if matrices[0].type.block_size > 1:
+            yield part, matrices
+
+
+def _named(name: str, tensor: TextTensor) -> Iterator[tuple[str, list[StoredTensor]]]:
+    if isinstance(tensor, JoinedTensor):
+        yield f"{name}.gate", _members(tensor.gate)
+        yield f"{name}.up", _members(tensor.up)
+    elif name.endswith(".gate_up_proj"):
+        halves = [_halves(member) for member in _members(tensor)]
+        yield f"{name}.gate", [gate for gate, _ in halves]
+        yield f"{name}.up", [up for _, up in halves]
+    else:
+        yield name, _members(tensor) if len(tensor.shape) == 3 else [tensor]
+
+
+def _matrices(name: str, checkpoint: Checkpoint) -> list[StoredTensor]:
+    whole = name.removesuffix(".gate").removesuffix(".up")
+    return dict(_named(whole, checkpoint.tensors[whole]))[name]
+
+
+def _members(stack: StoredTensor) -> list[StoredTensor]:
+    """The matrices of ``[members, rows, cols]``; they lie one after another."""
+    count, rows, _ = stack.shape
+    return [_cut(stack, stack.shape[1:], i * rows, rows, count * rows) for i in range(count)]
+
+
+def _halves(matrix: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
+    rows, cols = matrix.shape
+    first, second = (_cut(matrix, (rows // 2, cols), i * rows // 2, rows // 2, rows) for i in range(2))
+    return first, second
+
+
+def _cut(whole: StoredTensor, shape: tuple[int, ...], row: int, rows: int, all_rows: int) -> StoredTensor:
+    """Rows ``row`` to ``row + rows`` of ``all_rows``, as a tensor of ``shape``."""
+    size = whole.nbytes // all_rows
+    start = whole.start + row * size
+    return replace(whole, shape=shape, start=start, end=start + rows * size)
