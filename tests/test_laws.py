@@ -43,8 +43,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def prompt(seed: int, length: int = 21) -> list[int]:
-    # Packed models quantise activations: where two tokens are within that rounding, chunked and whole prefill may choose
-    # differently. Prompts of this seed have no such tie.
+    # Packed models quantise activations: where two tokens are within that rounding, chunked and whole prefill may
+    # choose differently. Prompts of this seed have no such tie.
     generator = torch.Generator().manual_seed(seed + 40)
     return torch.randint(5, VOCAB, (length,), generator=generator).tolist()
 

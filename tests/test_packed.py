@@ -1,7 +1,8 @@
 """Models over packed weights: what they compute is what the plain definition computes, up to int8 activations.
 
-With plain float32 weights nothing is quantised but keys and values; with block types the distance is that of activations
-rounded to 127 steps. Random twins magnify both (their attention is sharp): a mistake gives a divergence of the order of 1.
+With plain float32 weights nothing is quantised but keys and values; with block types the distance is that of
+activations rounded to 127 steps. Random twins magnify both (their attention is sharp): a mistake gives a divergence of
+the order of 1.
 """
 
 from __future__ import annotations

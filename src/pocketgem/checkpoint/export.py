@@ -30,8 +30,8 @@ def export_gguf(
 ) -> None:
     """Write a checkpoint as GGUF: matrices in ``type``, vectors in float32, ``vocabulary`` as the tokenizer's keys.
 
-    Matrices whose rows do not fill whole blocks of the type stay float32. Raises CheckpointError for tensors that cannot
-    be read.
+    Matrices whose rows do not fill whole blocks of the type stay float32. Raises CheckpointError for tensors that
+    cannot be read.
     """
     metadata = {**metadata_of(checkpoint.config), **(vocabulary or {})}
     write_gguf(path, checkpoint.config.family, metadata, _tensors(checkpoint, type))

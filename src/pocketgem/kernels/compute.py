@@ -1,7 +1,7 @@
 """Calls into the compiled kernels, with tensors on this side of the door and addresses on the other.
 
-Everything here is float32 rows ``[rows, width]`` unless it says otherwise. The compiled side trusts what it is given, so
-types, shapes and contiguity are checked here; a violation is a fault of the caller and raises ValueError.
+Everything here is float32 rows ``[rows, width]`` unless it says otherwise. The compiled side trusts what it is given,
+so types, shapes and contiguity are checked here; a violation is a fault of the caller and raises ValueError.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Compute:
         """The threads, for kernels that need nothing else."""
         return self._kernels.pool
 
-    # ---- weights -------------------------------------------------------------------------------------------------------
+    # ---- weights -----------------------------------------------------------------------------------------------------
 
     def packed(self, type: str, rows: int, cols: int, data: Tensor) -> Weight:
         """A packed matrix over ``data``, uint8 as ``native.pack`` wrote it."""
@@ -95,48 +95,54 @@ class Compute:
         """Rows ``ids`` (int64) of a stored table of ``shape``, times ``factor``: ``[ids, cols]``."""
         rows, cols = shape
         ids = ids.contiguous()
-        out = torch.empty(len(ids), cols)
+        out = torch.empty(ids.shape[0], cols)
         self._native.dequantize_rows(
-            self.pool, type, table.data_ptr(), rows, cols, ids.data_ptr(), len(ids), factor, out.data_ptr()
+            self.pool, type, table.data_ptr(), rows, cols, ids.data_ptr(), ids.shape[0], factor, out.data_ptr()
         )
         return out
 
-    # ---- products ------------------------------------------------------------------------------------------------------
+    # ---- products ----------------------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, weight: Weight, norm: Norm | None = None) -> Tensor:
         """``norm(x) @ weight.T``."""
-        out = torch.empty(len(x), weight.rows)
-        self._native.linear(self._kernels, _rows(x, weight.cols), len(x), *_norm(norm), weight, out.data_ptr())
+        out = torch.empty(x.shape[0], weight.rows)
+        self._native.linear(self._kernels, _rows(x, weight.cols), x.shape[0], *_norm(norm), weight, out.data_ptr())
         return out
 
     def fine_linear(self, x: Tensor, weight: Weight) -> Tensor:
         """``x @ weight.T`` with activations in about 16 bits instead of 8, at the same cost in memory traffic."""
-        out = torch.empty(len(x), weight.rows)
-        self._native.fine_linear(self._kernels, _rows(x, weight.cols), len(x), 0, 0.0, weight, out.data_ptr())
+        out = torch.empty(x.shape[0], weight.rows)
+        self._native.fine_linear(self._kernels, _rows(x, weight.cols), x.shape[0], 0, 0.0, weight, out.data_ptr())
         return out
 
     def linears(self, x: Tensor, weights: Sequence[Weight], norm: Norm | None = None) -> list[Tensor]:
         """The same for up to three matrices; x is normed and quantised once."""
-        outs = [torch.empty(len(x), weight.rows) for weight in weights]
+        outs = [torch.empty(x.shape[0], weight.rows) for weight in weights]
         addresses = [out.data_ptr() for out in outs]
         source = _rows(x, weights[0].cols)
-        self._native.linears(self._kernels, source, len(x), *_norm(norm), list(weights), addresses)
+        self._native.linears(self._kernels, source, x.shape[0], *_norm(norm), list(weights), addresses)
         return outs
 
     def geglu(self, x: Tensor, gate: Weight, up: Weight, norm: Norm | None = None) -> Tensor:
         """``gelu_tanh(norm(x) @ gate.T) * (norm(x) @ up.T)``."""
-        out = torch.empty(len(x), gate.rows)
+        out = torch.empty(x.shape[0], gate.rows)
         source = _rows(x, gate.cols)
-        self._native.geglu_linear(self._kernels, source, len(x), *_norm(norm), gate, up, out.data_ptr())
+        self._native.geglu_linear(self._kernels, source, x.shape[0], *_norm(norm), gate, up, out.data_ptr())
         return out
 
     def gated(self, x: Tensor, weight: Weight, vectors: Tensor) -> Tensor:
         """``gelu_tanh(x @ weight.T) * vectors``; the rows of ``vectors`` may be apart from each other."""
-        if vectors.shape != (len(x), weight.rows) or vectors.stride(-1) != 1 or vectors.dtype != torch.float32:
+        if vectors.shape != (x.shape[0], weight.rows) or vectors.stride(-1) != 1 or vectors.dtype != torch.float32:
             raise ValueError("gated: vectors do not fit")
-        out = torch.empty(len(x), weight.rows)
+        out = torch.empty(x.shape[0], weight.rows)
         self._native.gated_linear(
-            self._kernels, _rows(x, weight.cols), len(x), weight, vectors.data_ptr(), vectors.stride(0), out.data_ptr()
+            self._kernels,
+            _rows(x, weight.cols),
+            x.shape[0],
+            weight,
+            vectors.data_ptr(),
+            vectors.stride(0),
+            out.data_ptr(),
         )
         return out
 
@@ -146,7 +152,7 @@ class Compute:
         self._native.add_linear(
             self._kernels,
             _rows(x, weight.cols),
-            len(x),
+            x.shape[0],
             weight,
             *_norm(norm),
             factor,
@@ -165,13 +171,13 @@ class Compute:
         shares, indices: ``[rows, chosen]`` float32 and int64.
         """
         _check(shares)
-        if shares.shape != indices.shape or len(shares) != len(x) or indices.dtype is not torch.int64:
+        if shares.shape != indices.shape or shares.shape[0] != x.shape[0] or indices.dtype is not torch.int64:
             raise ValueError("experts: one share for each index, one row of them for each row of x")
         indices, out = indices.contiguous(), torch.empty_like(x)
         self._native.experts(
             self._kernels,
             _rows(x, stack.cols),
-            len(x),
+            x.shape[0],
             stack,
             indices.data_ptr(),
             shares.data_ptr(),
@@ -180,7 +186,7 @@ class Compute:
         )
         return out
 
-    # ---- attention -----------------------------------------------------------------------------------------------------
+    # ---- attention ---------------------------------------------------------------------------------------------------
 
     def write_keys(self, heads: Heads, k: Tensor, v: Tensor, tables: Tables, targets: Sequence[Target]) -> None:
         """Norm and rotate the raw projections k and v ``[rows, kv_heads * head_dim]`` and store them as bfloat16.
@@ -198,7 +204,7 @@ class Compute:
             *_norm(heads.k_norm),
             heads.normed_values,
             *_angles(tables, heads.head_dim),
-            len(k),
+            k.shape[0],
             heads.num_kv_heads,
             heads.head_dim,
             [(start, stop, _stored(k), _stored(v)) for start, stop, k, v in targets],
@@ -217,31 +223,31 @@ class Compute:
             *_norm(heads.q_norm),
             *_angles(tables, heads.head_dim),
             positions.data_ptr(),
-            len(q),
+            q.shape[0],
             heads.num_heads,
             heads.num_kv_heads,
             heads.head_dim,
             heads.window or 0,
             heads.scale,
-            [(start, stop, _stored(k), _stored(v), first, len(k)) for start, stop, k, v, first in spans],
+            [(start, stop, _stored(k), _stored(v), first, k.shape[0]) for start, stop, k, v, first in spans],
             out.data_ptr(),
         )
         return out
 
     def add_norm_(self, x: Tensor, y: Tensor, norm: Norm, factor: float) -> Tensor:
         """``(x + norm(y)) * factor``, in place, over rows of the norm's width."""
-        width = len(norm.weight)
+        width = norm.weight.shape[0]
         if x.shape != y.shape:
             raise ValueError(f"add_norm: {list(x.shape)} and {list(y.shape)}")
         self._native.add_norm(
-            self._kernels, _rows(x, width), _rows(y, width), norm.weight.data_ptr(), len(x), width, norm.eps, factor
+            self._kernels, _rows(x, width), _rows(y, width), norm.weight.data_ptr(), x.shape[0], width, norm.eps, factor
         )
         return x
 
     def softcap_(self, x: Tensor, cap: float) -> Tensor:
         """``cap * tanh(x / cap)``, in place."""
         _check(x)
-        self._native.softcap(self._kernels, x.data_ptr(), len(x), x.shape[-1], cap)
+        self._native.softcap(self._kernels, x.data_ptr(), x.shape[0], x.shape[-1], cap)
         return x
 
 

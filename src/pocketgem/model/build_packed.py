@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
 from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor
@@ -41,7 +40,8 @@ def build_packed(
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
     """Build the model a checkpoint describes over packed weights.
 
-    cache: where packed weights are kept between runs; None: nowhere. Returns the model and the files it goes on reading.
+    cache: where packed weights are kept between runs; None: nowhere. Returns the model and the files it goes on
+    reading.
     Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
     """
     check_tensors(checkpoint)
@@ -117,7 +117,7 @@ class _Bench:
         return tuple({file.path: file for file in mapped}.values())
 
 
-# ---- stacks of experts come apart --------------------------------------------------------------------------------------
+# ---- stacks of experts come apart ------------------------------------------------------------------------------------
 
 
 def _parts(tensor: TextTensor) -> tuple[StoredTensor, ...]:

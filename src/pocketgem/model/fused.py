@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pocketgem.kernels.compute import Compute, Heads, Norm, Weight
 from pocketgem.model.cache import KeysValues, Step
-from pocketgem.model.gemma import DecoderLayer, Gemma
+from pocketgem.model.gemma import DecoderLayer, Gemma, RoutedBlock
 from pocketgem.model.gemma3n import Gemma3nLayer
 from pocketgem.model.layers import MLP, Ask, Attention, RMSNorm, Tables
 from pocketgem.model.per_layer import INPUT_SCALE, PerLayerGate, PerLayerInputs
@@ -112,9 +112,9 @@ class FusedLayer(nn.Module):
     def _routed(self, x: Tensor) -> Tensor:
         """Experts beside the MLP. No released layout has both experts and per-layer vectors."""
         dense = self.compute.linear(self.compute.geglu(x, self.gate, self.up, self.before_mlp), self.down)
-        assert self.plain.routed is not None
-        mixed = cast(Tensor, self.plain.routed(x, dense))
-        return (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor
+        mixed = cast(RoutedBlock, self.plain.routed)(x, dense)
+        out: Tensor = (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor
+        return out
 
 
 class FusedMLP(nn.Module):

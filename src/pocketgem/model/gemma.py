@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from pocketgem.config import ExpertsConfig, LayerConfig, ModelConfig
-from pocketgem.model import ops
 from pocketgem.model.cache import Cache, KeysValues, Step
 from pocketgem.model.experts import Experts, Router
 from pocketgem.model.layers import MLP, Ask, Attention, Block, Embedding, Linear, RMSNorm, RotaryTables, SoftCap
@@ -98,6 +97,7 @@ class Gemma(nn.Module):
         self.softcap = None if cap is None else SoftCap(cap)
         self.tables = RotaryTables(config)
         self.read_later = frozenset(layer.kv_layer for layer in config.layers if not layer.writes_kv)
+        self.last_writer = config.last_writer
         self.cache_dtype: torch.dtype | None = None  # None: as the activations
         self.has_own_threads = False  # True: products run on the compiled kernels' threads, not on torch's
 
@@ -136,7 +136,7 @@ class Gemma(nn.Module):
             seen = attend.keys(normed, tables[layer.rope], step) if writes else shared[layer.kv_layer]
             if layer.index in self.read_later:
                 shared[layer.index] = seen
-            if layer.index == self.config.last_writer and skips:
+            if layer.index == self.last_writer and skips:
                 rows, step = step.logit_rows, step.wanted()
                 x, normed, vectors = x[rows], normed[rows], None if vectors is None else vectors[rows]
                 tables = self.tables.at(step.positions, x.dtype)
