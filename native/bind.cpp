@@ -6,4 +6,5 @@ NB_MODULE(_native, module) {
     pocketgem::bind_linear(module);
     pocketgem::bind_pack(module);
     pocketgem::bind_attention(module);
+    pocketgem::bind_layer(module);
 }

@@ -10,20 +10,12 @@
 
 #include "bind.h"
 #include "kernel_set.h"
+#include "spans.h"
 
 namespace nb = nanobind;
 
 namespace pocketgem {
 namespace {
-
-using Address = std::uintptr_t;
-using WriteSpan = std::tuple<long, long, Address, Address>;             // start, stop, k, v
-using ReadSpan = std::tuple<long, long, Address, Address, long, long>;  // start, stop, k, v, first, keys
-
-template <typename T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void check_heads(long heads, long kv_heads, long dim) {
     if (dim < 32 || dim % 32) throw nb::value_error("attention: the head size must be a multiple of 32");
@@ -31,19 +23,10 @@ void check_heads(long heads, long kv_heads, long dim) {
         throw nb::value_error("attention: query heads must be a multiple of key heads");
 }
 
-void check_rows(long start, long stop, long rows) {
-    if (start < 0 || stop < start || stop > rows) throw nb::value_error("attention: a span is not within the rows");
-}
-
 void write(Kernels& kernels, Address k, Address v, Address norm, float eps, bool normed_values, Address cos,
            Address sin, long rows, long kv_heads, long dim, const std::vector<WriteSpan>& spans) {
     check_heads(kv_heads, kv_heads, dim);
-    std::vector<KeyTarget> targets;
-    targets.reserve(spans.size());
-    for (const auto& [start, stop, to_k, to_v] : spans) {
-        check_rows(start, stop, rows);
-        targets.push_back({start, stop, at<std::uint16_t>(to_k), at<std::uint16_t>(to_v)});
-    }
+    const std::vector<KeyTarget> targets = targets_of(spans, rows);
     nb::gil_scoped_release unlocked;
     write_keys(kernels, {at<const float>(k), at<const float>(v), at<const float>(norm), eps, normed_values,
                          at<const float>(cos), at<const float>(sin), kv_heads, dim},
@@ -55,13 +38,7 @@ void read(Kernels& kernels, Address q, Address norm, float eps, Address cos, Add
           Address out) {
     check_heads(heads, kv_heads, dim);
     if (window < 0) throw nb::value_error("attention: a window counts tokens; 0 is none");
-    std::vector<KeySpan> seen;
-    seen.reserve(spans.size());
-    for (const auto& [start, stop, k, v, first, keys] : spans) {
-        check_rows(start, stop, rows);
-        if (first < 0 || keys < 0) throw nb::value_error("attention: a span has negative positions or sizes");
-        seen.push_back({start, stop, at<const std::uint16_t>(k), at<const std::uint16_t>(v), first, keys});
-    }
+    const std::vector<KeySpan> seen = spans_of(spans, rows);
     nb::gil_scoped_release unlocked;
     attend(kernels, {at<const float>(q), at<const float>(norm), eps, at<const float>(cos), at<const float>(sin),
                      at<const std::int64_t>(positions), heads, kv_heads, dim, window, scale, at<float>(out)},

@@ -10,18 +10,12 @@
 #include "blocks.h"
 #include "experts.h"
 #include "linear.h"
+#include "owned.h"
 
 namespace nb = nanobind;
 
 namespace pocketgem {
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 const KernelSet& set_named(const std::string& name) {
     for (auto set = kernel_sets(); *set; ++set)
@@ -34,12 +28,6 @@ std::vector<std::string> built_sets() {
     for (auto set = kernel_sets(); *set; ++set) names.emplace_back((*set)->name);
     return names;
 }
-
-// A weight and the Python object whose memory it reads.
-struct OwnedWeight {
-    Weight weight;
-    nb::object owner;
-};
 
 void make_weight(OwnedWeight* self, const std::string& type, long rows, long cols, Address address, std::size_t size,
                  nb::object owner) {

@@ -16,6 +16,17 @@ inline Panel panel_of(const Layout& layout, const std::uint8_t* bytes, long p) {
             at(layout.scale_unit), at(layout.minimum), at(layout.minimum_unit)};
 }
 
+// While many rows are multiplied the processor looks too few blocks ahead to keep memory busy by itself. Past the end of
+// a panel lies the next one; past the last, a hint for an address that is not there has no effect.
+constexpr long kBlocksAhead = 16;
+
+template <int bits>
+inline void fetch_ahead(const Panel& panel, long block) {
+    constexpr int base = bits == 8 ? 512 : 256, high = bits == 5 ? 64 : bits == 6 ? 128 : 0;
+    for (int line = 0; line < base; line += 64) prefetch(panel.base + (block + kBlocksAhead) * base + line);
+    for (int line = 0; line < high; line += 64) prefetch(panel.high + (block + kBlocksAhead) * high + line);
+}
+
 // ---- a block of 32 columns as eight registers, register j: columns 4 j .. 4 j + 3 --------------------------------------
 
 template <int bits>
@@ -85,6 +96,7 @@ inline void panel_rows(const Panel& panel, int zero, const Activations& x, long 
             unit = unit_at(panel.unit, block);
             if (minimum) minimum_unit = zeros() - unit_at(panel.minimum_unit, block);
         }
+        fetch_ahead<bits>(panel, block);
         B q[8];
         unpack_block<bits>(panel, block, q);
         for (int g = 0; g < per_block; ++g) {

@@ -16,7 +16,7 @@ import torch
 
 import pocketgem
 import pocketgem.cli.run
-from pocketgem import LLM
+from pocketgem import LLM, CheckpointError
 from pocketgem.cli import main
 from pocketgem.cli.common import harmless, one_line
 from tests.cli_models import TEMPLATE, save_model
@@ -159,6 +159,21 @@ def test_context_threads_and_dtype_are_taken(cli: Cli, base: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert json.loads(ran.out)["stats"]["completion_tokens"] == 10 - len("hello") - 1
+
+
+@pytest.mark.parametrize(("options", "kept"), [([], True), (["--keep-packed"], True), (["--no-keep-packed"], False)])
+def test_keeping_packed_weights_can_be_refused(
+    cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], kept: bool
+) -> None:
+    asked: list[object] = []
+
+    def note(*arguments: object, **given: object) -> None:
+        asked.append(given["keep_packed"])
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr(LLM, "load", note)
+    assert_one_line(cli("run", base, "hello", *options), 2, "enough")
+    assert asked == [kept]
 
 
 @pytest.mark.parametrize(("stdin", "prompt"), [(b"hi\n", "hi"), (b"hi", "hi"), (b"a\n\n", "a\n"), (b"a\r\n", "a")])

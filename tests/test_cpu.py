@@ -90,9 +90,10 @@ def test_bfloat16_is_native_with_any_of_three(feature: str) -> None:
         (AVX2 | {"avx_vnni"}, "avx2-vnni"),
         (AVX2, "avx2"),
         (AVX2 - {"f16c"}, "portable"),
-        ({"asimd", "asimddp", "i8mm"}, "neon-i8mm"),
+        ({"asimd", "asimddp", "i8mm"}, "neon"),
         ({"asimd", "asimddp"}, "neon"),
-        ({"asimd", "i8mm"}, "portable"),
+        ({"asimd", "i8mm"}, "neon-base"),
+        ({"asimd"}, "neon-base"),
         (set(), "portable"),
     ],
 )

@@ -1,5 +1,5 @@
-// AArch64: a panel is four registers. The compiler's macros choose the products of bytes: SDOT from Armv8.2 on, multiplied
-// and added in pairs before it, and SMMLA (a macro of the I8MM extension) for tiles of two rows by two.
+// AArch64: a panel is four registers. The compiler's macro chooses the products of bytes: SDOT from Armv8.2 on,
+// multiplied and added in pairs before it.
 #pragma once
 
 #include <arm_neon.h>
@@ -60,7 +60,9 @@ inline F operator+(F a, F b) { return quarters<F>([&](int i) { return vaddq_f32(
 inline F operator-(F a, F b) { return quarters<F>([&](int i) { return vsubq_f32(a.v[i], b.v[i]); }); }
 inline F operator*(F a, F b) { return quarters<F>([&](int i) { return vmulq_f32(a.v[i], b.v[i]); }); }
 inline F operator/(F a, F b) { return quarters<F>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); }); }
-inline F fma(F a, F b, F c) { return quarters<F>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); }); }  // a * b + c
+inline F fma(F a, F b, F c) {  // a * b + c
+    return quarters<F>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
 // b where either is NaN, as on the other processors: FMAX would give the NaN and FMAXNM the number.
 inline F larger(F a, F b) {
     return quarters<F>([&](int i) { return vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
@@ -139,7 +141,7 @@ inline void transpose(I (&x)[16]) {  // lane j of register i to lane i of regist
 }
 constexpr int kSums = 6;  // accumulators (F) that leave registers for the operands of a product
 
-// ---- sixteen rows of four bytes --------------------------------------------------------------------------------------
+// ---- sixteen rows of four bytes ------------------------------------------------------------------------------------
 
 constexpr int kByteZero = 0;  // products of bytes are signed here
 inline B load_bytes(const void* p) {

@@ -57,15 +57,15 @@ struct Call {
         }
     }
     Queries queries(float* out) const {
-        return {q.data(), norm.data(), kEps, cos.data(), sin.data(), positions.data(), shape.heads, shape.kv_heads, shape.dim,
-                shape.window, 0.3f, out};
+        return {q.data(), norm.data(), kEps, cos.data(), sin.data(), positions.data(), shape.heads, shape.kv_heads,
+                shape.dim, shape.window, 0.3f, out};
     }
 };
 
 std::vector<double> attended(const Call& a, const KeySpan& span, long row, long head) {
     const long dim = a.shape.dim, kv_head = head / (a.shape.heads / a.shape.kv_heads), half = dim / 2;
-    const std::vector<double> q =
-        turned(a.q.data() + (row * a.shape.heads + head) * dim, a.norm, a.cos.data() + row * half, a.sin.data() + row * half);
+    const std::vector<double> q = turned(a.q.data() + (row * a.shape.heads + head) * dim, a.norm,
+                                         a.cos.data() + row * half, a.sin.data() + row * half);
     std::vector<double> out(static_cast<std::size_t>(dim)), scores;
     const long at = a.positions[static_cast<std::size_t>(row)];
     const long oldest = std::max(span.first, a.shape.window ? at - a.shape.window + 1 : span.first);
@@ -80,9 +80,10 @@ std::vector<double> attended(const Call& a, const KeySpan& span, long row, long 
         most = std::max(most, scores.back());
     }
     for (double& score : scores) score = std::exp(score - most), total += score;
-    for (long key = oldest; key <= at; ++key)
-        for (long d = 0; d < dim; ++d)
-            out[static_cast<std::size_t>(d)] += scores[static_cast<std::size_t>(key - oldest)] / total * number(span.v, key, d);
+    for (long key = oldest; key <= at; ++key) {
+        const double share = scores[static_cast<std::size_t>(key - oldest)] / total;
+        for (long d = 0; d < dim; ++d) out[static_cast<std::size_t>(d)] += share * number(span.v, key, d);
+    }
     return out;
 }
 
@@ -95,30 +96,36 @@ void check_call(const KernelSet& set, const Call& call, Report& report) {
         attend(one, call.queries(alone.at(0, 0)), &span, 1);
         for (long r = span.start; r < span.stop; ++r)
             for (long n = 0; n < width; ++n)
-                report.expect(same(*all.at(r, n), *alone.at(r, n)), "row %ld number %ld: %.9g with another sequence, %.9g alone", r, n,
-                              *all.at(r, n), *alone.at(r, n));
+                report.expect(same(*all.at(r, n), *alone.at(r, n)),
+                              "row %ld number %ld: %.9g with another sequence, %.9g alone", r, n, *all.at(r, n),
+                              *alone.at(r, n));
         for (long r = span.start; r < span.stop; r += std::max(1l, (span.stop - span.start) / 7))
             for (long head = 0; head < call.shape.heads; ++head) {
                 const std::vector<double> want = attended(call, span, r, head);
-                for (long d = 0; d < call.shape.dim; ++d)
-                    report.expect(near(*all.at(r, head * call.shape.dim + d), want[static_cast<std::size_t>(d)], 2e-5),
-                                  "row %ld head %ld number %ld is %.9g, not %.9g", r, head, d, *all.at(r, head * call.shape.dim + d),
-                                  want[static_cast<std::size_t>(d)]);
+                for (long d = 0; d < call.shape.dim; ++d) {
+                    const double got = *all.at(r, head * call.shape.dim + d);
+                    const double wanted = want[static_cast<std::size_t>(d)];
+                    report.expect(near(got, wanted, 2e-5), "row %ld head %ld number %ld is %.9g, not %.9g", r, head, d,
+                                  got, wanted);
+                }
             }
     }
 }
 
-void expect_bfloats(const std::vector<std::uint16_t>& got, std::size_t at, const std::vector<double>& want, const char* what,
-                    Report& report) {
-    for (std::size_t i = 0; i < want.size(); ++i)  // half a step of bfloat16, and the float's error
-        report.expect(near(bfloat(got[at + i]), want[i], std::fabs(want[i]) * 0x1.01p-8 + 1e-5), "%s: number %zu is %g, not %g", what, i,
+void expect_bfloats(const std::vector<std::uint16_t>& got, std::size_t at, const std::vector<double>& want,
+                    const char* what, Report& report) {
+    for (std::size_t i = 0; i < want.size(); ++i) {
+        const double error = std::fabs(want[i]) * 0x1.01p-8 + 1e-5;  // half a step of bfloat16, and the float's error
+        report.expect(near(bfloat(got[at + i]), want[i], error), "%s: number %zu is %g, not %g", what, i,
                       bfloat(got[at + i]), want[i]);
+    }
 }
 
 void check_keys(const KernelSet& set, const Shape& shape, long rows, bool normed_values, Report& report) {
     Random random(12);
     const long width = shape.kv_heads * shape.dim, half = shape.dim / 2, split = rows / 3;
-    const std::vector<float> k = random.floats(rows * width), v = random.floats(rows * width), norm = random.floats(shape.dim);
+    const std::vector<float> k = random.floats(rows * width), v = random.floats(rows * width);
+    const std::vector<float> norm = random.floats(shape.dim);
     const std::vector<float> cos = random.floats(rows * half), sin = random.floats(rows * half);
     const std::vector<float> ones(static_cast<std::size_t>(shape.dim), 1), still(static_cast<std::size_t>(half), 1);
     const std::vector<float> none(static_cast<std::size_t>(half), 0);
@@ -126,12 +133,14 @@ void check_keys(const KernelSet& set, const Shape& shape, long rows, bool normed
     const KeyTarget targets[2] = {{0, split, out_k.data(), out_v.data()},
                                   {split, rows, out_k.data() + split * width, out_v.data() + split * width}};
     Kernels kernels(set, 2);
-    write_keys(kernels, {k.data(), v.data(), norm.data(), kEps, normed_values, cos.data(), sin.data(), shape.kv_heads, shape.dim},
-               targets, 2);
+    const NewKeys keys{k.data(),   v.data(),   norm.data(),    kEps,     normed_values,
+                       cos.data(), sin.data(), shape.kv_heads, shape.dim};
+    write_keys(kernels, keys, targets, 2);
     for (long i = 0; i < rows * shape.kv_heads; ++i) {
         const long row = i / shape.kv_heads, at = i * shape.dim;
-        expect_bfloats(out_k, static_cast<std::size_t>(at), turned(k.data() + at, norm, cos.data() + row * half, sin.data() + row * half),
-                       "key", report);
+        const float *cos_of_row = cos.data() + row * half, *sin_of_row = sin.data() + row * half;
+        expect_bfloats(out_k, static_cast<std::size_t>(at), turned(k.data() + at, norm, cos_of_row, sin_of_row), "key",
+                       report);
         const std::vector<double> value = normed_values ? turned(v.data() + at, ones, still.data(), none.data())
                                                         : std::vector<double>(v.data() + at, v.data() + at + shape.dim);
         expect_bfloats(out_v, static_cast<std::size_t>(at), value, "value", report);
@@ -141,12 +150,14 @@ void check_keys(const KernelSet& set, const Shape& shape, long rows, bool normed
 }  // namespace
 
 void check_attention(const KernelSet& set, Report& report, bool quick) {
-    const Shape shapes[] = {{4, 1, 64, 0}, {8, 2, 32, 20}, {3, 1, 96, 0}, {2, 2, 128, 70}, {15, 1, 32, 1}, {8, 1, 256, 300}};
+    const Shape shapes[] = {{4, 1, 64, 0},   {8, 2, 32, 20}, {3, 1, 96, 0},
+                            {2, 2, 128, 70}, {15, 1, 32, 1}, {8, 1, 256, 300}};
     for (const Shape& shape : shapes) {
         if (quick && shape.dim > 128) continue;
         Random random(11);
-        report.in(std::string(set.name) + " attention, heads " + std::to_string(shape.heads) + "/" + std::to_string(shape.kv_heads) +
-                  ", dim " + std::to_string(shape.dim) + ", window " + std::to_string(shape.window));
+        report.in(std::string(set.name) + " attention, heads " + std::to_string(shape.heads) + "/" +
+                  std::to_string(shape.kv_heads) + ", dim " + std::to_string(shape.dim) + ", window " +
+                  std::to_string(shape.window));
         check_call(set, Call(random, shape, {1, 40}, {7, 131}, 5), report);
         check_call(set, Call(random, shape, {3, 2}, {600, 300}, 77), report);
         check_call(set, Call(random, shape, {5, 17}, {5, 17}, 0), report);

@@ -47,7 +47,8 @@ void check_shape(const KernelSet& set, int type, long outputs, long cols, long r
                 continue;
             }
             const Value want = product(w.values.data() + n * cols, x.data() + r * cols, cols);
-            report.expect(near(got, want.value, want.error), "row %ld column %ld is %.9g, not %.9g", r, n, got, want.value);
+            report.expect(near(got, want.value, want.error), "row %ld column %ld is %.9g, not %.9g", r, n, got,
+                          want.value);
         }
 }
 
@@ -58,8 +59,8 @@ void check_dense(const KernelSet& set, Report& report) {
         for (const long cols : {1l, 15l, 16l, 33l, 100l, 256l})
             for (const long outputs : {1l, 4l, 7l, 18l})
                 for (const long rows : {1l, 3l, 4l, 9l}) {
-                    report.in(std::string(set.name) + " dense type " + std::to_string(type) + " [" + std::to_string(outputs) + ", " +
-                              std::to_string(cols) + "] rows " + std::to_string(rows));
+                    report.in(std::string(set.name) + " dense type " + std::to_string(type) + " [" +
+                              std::to_string(outputs) + ", " + std::to_string(cols) + "] rows " + std::to_string(rows));
                     check_shape(set, type, outputs, cols, rows, report);
                 }
 }

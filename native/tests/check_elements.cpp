@@ -15,8 +15,8 @@ std::vector<double> normed(const std::vector<float>& x, const float* weight, dou
 void expect_near(const std::vector<float>& got, const std::vector<double>& want, double relative, double absolute,
                  const char* what, Report& report) {
     for (std::size_t i = 0; i < want.size(); ++i)
-        report.expect(near(got[i], want[i], std::fabs(want[i]) * relative + absolute), "%s: number %zu is %.9g, not %.9g", what, i,
-                      got[i], want[i]);
+        report.expect(near(got[i], want[i], std::fabs(want[i]) * relative + absolute),
+                      "%s: number %zu is %.9g, not %.9g", what, i, got[i], want[i]);
 }
 
 void check_norms(const ElementKernels& element, Random& random, long n, float size, Report& report) {
@@ -50,7 +50,8 @@ void check_gates(const ElementKernels& element, Random& random, long n, float si
     std::vector<float> in_place = y;
     element.geglu(x.data(), in_place.data(), in_place.data(), n);
     for (std::size_t i = 0; i < x.size(); ++i)
-        report.expect(same(in_place[i], out[i]), "geglu in place: number %zu is %.9g, not %.9g", i, in_place[i], out[i]);
+        report.expect(same(in_place[i], out[i]), "geglu in place: number %zu is %.9g, not %.9g", i, in_place[i],
+                      out[i]);
 }
 
 void check_limits(const ElementKernels& element, Report& report) {
@@ -61,7 +62,8 @@ void check_limits(const ElementKernels& element, Report& report) {
     std::vector<float> out(gate.size()), x = cap;
     element.geglu(gate.data(), up.data(), out.data(), static_cast<long>(gate.size()));
     expect_near(out, {want.begin(), want.begin() + 4}, 1e-6, 1e-30, "geglu at the limits", report);
-    report.expect(out[4] == kInfinity && out[5] == 0 && out[6] == 0, "geglu of infinity, -100, 0: %g %g %g", out[4], out[5], out[6]);
+    report.expect(out[4] == kInfinity && out[5] == 0 && out[6] == 0, "geglu of infinity, -100, 0: %g %g %g", out[4],
+                  out[5], out[6]);
     element.softcap(x.data(), static_cast<long>(x.size()), 5.0f);
     expect_near(x, {capped.begin(), capped.end()}, 1e-6, 0, "softcap at the limits", report);
     std::vector<float> row(40, 1.0f);

@@ -1,5 +1,5 @@
 // Checks every kernel against a slow reference, without Python:
-//   check_kernels [--sets a,b] [--only pool|quantize|matmul|dense|linear|elements|attention] [--quick]
+//   check_kernels [--sets a,b] [--only pool|quantize|matmul|dense|linear|experts|elements|attention] [--quick]
 // Without --sets: all of this build that this processor runs. Exits with 1 where a check failed, 2 for a wrong option.
 #include <cstdlib>
 #include <string_view>
@@ -26,7 +26,6 @@ bool runs_here([[maybe_unused]] std::string_view set) {
     if (set == "avx2-vnni") return avx2 && __builtin_cpu_supports("avxvnni");
     if (set == "avx2") return avx2;
 #elif defined(__aarch64__) && defined(__linux__)
-    if (set == "neon-i8mm") return getauxval(AT_HWCAP2) & HWCAP2_I8MM;
     if (set == "neon") return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #endif
     return true;
@@ -51,8 +50,9 @@ bool known(std::string_view name) {
 bool all_known(std::string_view list) {
     for (bool more = !list.empty(); more;) {
         const std::size_t comma = list.find(',');
-        if (!known(list.substr(0, comma))) {
-            std::printf("check_kernels: this build has no set %.*s\n", static_cast<int>(list.substr(0, comma).size()), list.data());
+        const std::string name(list.substr(0, comma));
+        if (!known(name)) {
+            std::printf("check_kernels: this build has no set %s\n", name.c_str());
             return false;
         }
         more = comma != std::string_view::npos;
@@ -69,6 +69,7 @@ void check_set(const KernelSet& set, const Options& options, Report& report) {
     if (wanted("dense")) check_dense(set, report);
     if (wanted("elements")) check_elements(set, report);
     if (wanted("linear")) check_linear(set, report, options.quick);
+    if (wanted("experts")) check_experts(set, report, options.quick);
     if (wanted("attention")) check_attention(set, report, options.quick);
     std::printf("%s: %ld checks, %ld failed\n", set.name, report.checked() - checked, report.failures() - failed);
 }

@@ -23,29 +23,52 @@ std::vector<float> activations(Random& random, long rows, long cols) {
     return x;
 }
 
-void check_block(const float* x, const Quantised& to, long block, Report& report) {
+void check_sums(const Quantised& to, long block, Report& report) {
     const auto b = static_cast<std::size_t>(block);
+    int sums[2] = {};
+    for (std::size_t i = 0; i < 32; ++i) sums[i / 16] += to.q[32 * b + i];
+    const int low = to.sums16[2 * b], high = to.sums16[2 * b + 1], both = to.sums32[b];
+    report.expect(low == sums[0] && high == sums[1] && both == sums[0] + sums[1],
+                  "sums %d %d %d are not those of q: %d %d", low, high, both, sums[0], sums[1]);
+}
+
+void check_block(const float* x, const Quantised& to, long block, Report& report) {
     const std::int8_t* q = to.q.data() + block * 32;
+    const float scale = to.scale[static_cast<std::size_t>(block)];
     float most = 0;
     bool finite = true;
-    int sums[2] = {}, largest = 0;
+    int largest = 0;
     for (int i = 0; i < 32; ++i) {
         finite = finite && std::isfinite(x[i]);
         most = std::max(most, std::fabs(x[i]));
-        sums[i / 16] += q[i];
         largest = std::max(largest, std::abs(static_cast<int>(q[i])));
     }
-    report.expect(to.sums16[2 * b] == sums[0] && to.sums16[2 * b + 1] == sums[1] && to.sums32[b] == sums[0] + sums[1],
-                  "sums %d %d %d are not those of q: %d %d", to.sums16[2 * b], to.sums16[2 * b + 1], to.sums32[b], sums[0], sums[1]);
-    if (!finite) return void(report.expect(std::isnan(to.scale[b]), "a block with NaN or infinity has scale %g", to.scale[b]));
-    report.expect(near(to.scale[b], most / 127.0, most * 1e-7 + 1e-44), "scale %g, largest %g", to.scale[b], most);
-    report.expect(largest == 127 || (largest == 0 && most < 4e-37f), "largest q %d where the largest is %g", largest, most);
+    check_sums(to, block, report);
+    if (!finite) return void(report.expect(std::isnan(scale), "a block with NaN or infinity has scale %g", scale));
+    const bool tiny = most < 4e-37f;
+    report.expect(near(scale, most / 127.0, most * 1e-7 + 1e-44), "scale %g, largest %g", scale, most);
+    report.expect(largest == 127 || (largest == 0 && tiny), "largest q %d where the largest is %g", largest, most);
     for (int i = 0; i < 32; ++i)
-        report.expect(near(q[i] * static_cast<double>(to.scale[b]), x[i], std::max(to.scale[b] * 0.5001, most < 4e-37f ? most : 0.0)),
-                      "%g became %d times %g", x[i], q[i], to.scale[b]);
+        report.expect(near(q[i] * static_cast<double>(scale), x[i], std::max(scale * 0.5001, tiny ? most : 0.0)),
+                      "%g became %d times %g", x[i], q[i], scale);
 }
 
-// ---- products ----------------------------------------------------------------------------------------------------------
+// Two blocks that hold x together, the second in steps 254 times finer; where the first keeps nothing, or a NaN, the
+// second is zero.
+void check_rest(const float* x, const Quantised& both, long block, long rest, Report& report) {
+    const std::int8_t *first = both.q.data() + 32 * block, *second = both.q.data() + 32 * rest;
+    const double scale = both.scale[static_cast<std::size_t>(block)], fine = both.scale[static_cast<std::size_t>(rest)];
+    check_sums(both, rest, report);
+    const bool kept = scale >= 1e-37;  // no NaN is
+    report.expect(near(fine, kept ? scale / 254 : 0, kept ? scale * 1e-7 : 0), "scale %g, of the rest %g", scale, fine);
+    for (int i = 0; i < 32 && kept; ++i) {
+        const int q = first[i], r = second[i];
+        report.expect(near(q * scale + r * fine, x[i], fine * 0.51), "%g became %d times %g and %d times %g", x[i], q,
+                      scale, r, fine);
+    }
+}
+
+// ---- products -----------------------------------------------------------------------------------------------------
 
 struct Products {
     const KernelSet& set;
@@ -59,25 +82,28 @@ void compare(const Products& p, Results& got, long row, Results& want, const cha
     for (long r = 0; r < got.rows; ++r)
         for (long n = 0; n < got.stride; ++n)
             if (n >= outputs)
-                p.report.expect(got.untouched(r, n), "%s rows %ld+%ld: row %ld wrote column %ld, past the end", way, row, got.rows, r, n);
+                p.report.expect(got.untouched(r, n), "%s rows %ld+%ld: row %ld wrote column %ld, past the end", way,
+                                row, got.rows, r, n);
             else
-                p.report.expect(same(*got.at(r, n), *want.at(row + r, n)), "%s rows %ld+%ld: row %ld column %ld is %.9g, not %.9g",
-                                way, row, got.rows, r, n, *got.at(r, n), *want.at(row + r, n));
+                p.report.expect(same(*got.at(r, n), *want.at(row + r, n)),
+                                "%s rows %ld+%ld: row %ld column %ld is %.9g, not %.9g", way, row, got.rows, r, n,
+                                *got.at(r, n), *want.at(row + r, n));
 }
 
 void check_values(const Products& p, Results& got) {
     for (long r = 0; r < got.rows; ++r)
         for (long n = 0; n < p.matrix.layout.rows; ++n) {
             const Value want = p.matrix.times(p.x, r, n);
-            p.report.expect(near(*got.at(r, n), want.value, want.error), "row %ld column %ld is %.9g, not %.9g (+- %.1g)", r, n,
-                            *got.at(r, n), want.value, want.error);
+            p.report.expect(near(*got.at(r, n), want.value, want.error),
+                            "row %ld column %ld is %.9g, not %.9g (+- %.1g)", r, n, *got.at(r, n), want.value,
+                            want.error);
         }
 }
 
 Results direct(const Products& p, long row, long rows) {
     Results out(rows, p.matrix.layout.rows + 3);
-    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), p.x, 0, p.matrix.layout.panels, row, row + rows, out.at(0, 0),
-                        out.stride);
+    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), p.x, 0, p.matrix.layout.panels, row, row + rows,
+                        out.at(0, 0), out.stride);
     return out;
 }
 
@@ -86,7 +112,8 @@ void check_panels(const Products& p, Results& want) {
     const Layout& layout = p.matrix.layout;
     for (long panel = 0; panel < layout.panels; ++panel) {
         Results out(2, layout.rows + 3);
-        p.set.matmul.direct(layout, p.matrix.bytes.data(), p.x, panel, panel + 1, 0, 2, out.at(0, panel * 16), out.stride);
+        p.set.matmul.direct(layout, p.matrix.bytes.data(), p.x, panel, panel + 1, 0, 2, out.at(0, panel * 16),
+                            out.stride);
         for (long r = 0; r < 2; ++r)
             for (long n = 0; n < out.stride; ++n) {
                 const bool mine = n / 16 == panel && n < layout.rows;
@@ -109,8 +136,8 @@ Results tiled(const Products& p, long row, long rows) {
         std::vector<float> scale(lanes), minimum(lanes);
         const Tile tile{q.data(), scale.data(), minimum.data(), width};
         p.set.matmul.unpack(layout, p.matrix.bytes.data(), panel, tile);
-        p.set.matmul.tiled(layout, tile, p.x, {start.data(), weight.data()}, row, row + rows, out.at(0, panel * 16), out.stride,
-                           std::min(width * 16, layout.rows - panel * 16));
+        p.set.matmul.tiled(layout, tile, p.x, {start.data(), weight.data()}, row, row + rows, out.at(0, panel * 16),
+                           out.stride, std::min(width * 16, layout.rows - panel * 16));
     }
     return out;
 }
@@ -134,8 +161,13 @@ void check_quantize(const KernelSet& set, Report& report) {
     report.in(std::string(set.name) + " quantize");
     for (const long cols : {32l, 96l, 256l}) {
         const std::vector<float> x = activations(random, kRows, cols);
-        const Quantised to(set, x, cols);
-        for (long block = 0; block < kRows * cols / 32; ++block) check_block(x.data() + block * 32, to, block, report);
+        const Quantised to(set, x, cols), both = Quantised::fine(set, x, cols);
+        const long blocks = kRows * cols / 32;
+        for (long block = 0; block < blocks; ++block) {
+            check_block(x.data() + block * 32, to, block, report);
+            check_block(x.data() + block * 32, both, block, report);
+            check_rest(x.data() + block * 32, both, block, blocks + block, report);
+        }
     }
 }
 
@@ -147,7 +179,8 @@ void check_matmul(const KernelSet& set, Report& report, bool quick) {
             const long rows = shapes[i][0], cols = shapes[i][1] * (format.super ? 256 : 32);
             const Matrix matrix(random, format, rows, cols, i % 2);
             const Quantised x(set, activations(random, kRows, cols), cols);
-            report.in(std::string(set.name) + " " + format.type + " [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
+            report.in(std::string(set.name) + " " + format.type + " [" + std::to_string(rows) + ", " +
+                      std::to_string(cols) + "]");
             check_products({set, matrix, x.view, report}, quick);
         }
 }

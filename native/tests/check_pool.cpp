@@ -15,9 +15,10 @@ void check_rounds(int threads, long rounds, Report& report) {
         const long tasks = random.below(round % 8 ? 12 : 300);
         std::vector<int> counts(static_cast<std::size_t>(tasks));
         pool.run(tasks, [&](long task) { ++counts[static_cast<std::size_t>(task)]; });
-        for (long task = 0; task < tasks; ++task)
-            report.expect(counts[static_cast<std::size_t>(task)] == 1, "round %ld: task %ld of %ld ran %d times", round, task, tasks,
-                          counts[static_cast<std::size_t>(task)]);
+        for (long task = 0; task < tasks; ++task) {
+            const int count = counts[static_cast<std::size_t>(task)];
+            report.expect(count == 1, "round %ld: task %ld of %ld ran %d times", round, task, tasks, count);
+        }
         if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // longer than workers spin
     }
 }

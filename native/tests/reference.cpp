@@ -11,6 +11,13 @@ Quantised::Quantised(const KernelSet& set, const std::vector<float>& x, long col
     for (long r = 0; r < view.rows; ++r) set.matmul.quantize(x.data() + r * cols, view, r);
 }
 
+Quantised Quantised::fine(const KernelSet& set, const std::vector<float>& x, long cols) {
+    const long rows = static_cast<long>(x.size()) / cols;
+    Quantised both(2 * rows, cols);
+    for (long r = 0; r < rows; ++r) set.matmul.quantize_fine(x.data() + r * cols, both.view, r, rows + r);
+    return both;
+}
+
 const Format& format_of(const char* type) {
     for (const Format& format : kFormats)
         if (!std::strcmp(format.type, type)) return format;
@@ -139,7 +146,8 @@ Value Matrix::times(const Activations& x, long row, long output) const {
         value += product + least;
         size += std::fabs(product) + std::fabs(least);
     }
-    return {value, size * static_cast<double>(2 * groups + 4) * 0x1p-24 + 1e-40};  // a rounding each addition and product
+    const double roundings = static_cast<double>(2 * groups + 4);  // one each addition and product
+    return {value, size * roundings * 0x1p-24 + 1e-40};
 }
 
 }  // namespace pocketgem::check

@@ -19,6 +19,8 @@ struct Quantised {
 
     Quantised(long rows, long cols);
     Quantised(const KernelSet& set, const std::vector<float>& x, long cols);  // by the set's own `quantize`
+    // By its `quantize_fine`: as many rows again, of what rounding left.
+    static Quantised fine(const KernelSet& set, const std::vector<float>& x, long cols);
 };
 
 // A packed matrix of random planes, and its numbers as packed.h says: (q - zero), scale and minimum of each.

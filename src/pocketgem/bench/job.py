@@ -43,8 +43,9 @@ def prepare(
     peer_models: Mapping[str, str] | None = None,
     one_at_a_time: bool = False,
     offline: bool = False,
+    keep_packed: bool = True,
 ) -> Job:
-    """Look at everything before anything is loaded.
+    """Look at everything before anything is loaded. ``keep_packed``: see ``LLM.load``.
 
     Raises CheckpointError for a bad model and for one that a peer cannot read, InputError for a peer that is not
     installed and for lengths beyond the model's context.
@@ -52,7 +53,7 @@ def prepare(
     others = chosen(list(peers), pythons or {}, peer_models or {})
     checkpoint = open_checkpoint(resolve(model, offline=offline))
     plan.check(checkpoint.config)
-    subjects = (ours(), *(with_weights(peer, checkpoint) for peer in others))
+    subjects = (ours(keep_packed=keep_packed), *(with_weights(peer, checkpoint) for peer in others))
     job = Job(checkpoint, subjects, plan, one_at_a_time)
     return job if one_at_a_time or _fit(job) else Job(checkpoint, subjects, plan, True)
 

@@ -68,8 +68,8 @@ PEERS = {
 }
 
 
-def ours() -> Subject:
-    return Subject(OURS, "pocketgem.bench.worker", reads_file=True)
+def ours(*, keep_packed: bool = True) -> Subject:
+    return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options={"keep_packed": keep_packed})
 
 
 def chosen(names: list[str], pythons: Mapping[str, str], models: Mapping[str, str]) -> list[Subject]:

@@ -1,6 +1,6 @@
 """Our own worker: one LLM, driven through its engine so that one step advances every sequence.
 
-python -m pocketgem.bench.worker '{"model": ..., "threads": 2, "context": 4352, "vocabulary": 262144}'
+python -m pocketgem.bench.worker '{"model": ..., "threads": 2, "context": 4352, "vocabulary": 262144, ...}'
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Ours:
 
 def load(options: dict[str, Any]) -> Ours:
     """Nothing is fetched: the parent has found the files."""
-    llm = LLM.load(options["model"], context=options["context"], threads=options["threads"], offline=True)
-    return Ours(llm)
+    names = ("context", "threads", "keep_packed")
+    return Ours(LLM.load(options["model"], offline=True, **{name: options[name] for name in names}))
 
 
 if __name__ == "__main__":

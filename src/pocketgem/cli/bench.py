@@ -55,6 +55,7 @@ def bench_model(
     peer_model: PeerModels = None,
     one_at_a_time: InTurn = False,
     chart: Chart = None,
+    keep_packed: o.KeepPacked = True,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -82,7 +83,9 @@ def bench_model(
     if chart is not None:
         check_chart(chart)
     plan = Plan(decode=decode, runs=runs, threads=threads or default_threads().count, **lengths)
-    job = prepare(model, plan, peers=names, one_at_a_time=one_at_a_time, offline=offline, **places)
+    job = prepare(
+        model, plan, peers=names, one_at_a_time=one_at_a_time, offline=offline, keep_packed=keep_packed, **places
+    )
     screen = Screen(quiet=quiet, silent=as_json)
     with _ending_on_sigterm(), screen.waiting("measuring", "tokens") as bar:
         report = run(job, bar)

@@ -47,6 +47,10 @@ Logprobs = Annotated[int | None, typer.Option(help="With --json: log-probabiliti
 Context = Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer together, at most.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads; info --cpu tells the default.")]
 DtypeChoice = Annotated[Dtype, typer.Option("--dtype", help="Weights in memory; auto takes what is fastest here.")]
+KeepPacked = Annotated[
+    bool,
+    typer.Option("--keep-packed/--no-keep-packed", help="Keep a large model's packed weights for the next start."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer and errors.")]

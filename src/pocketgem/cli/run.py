@@ -45,6 +45,7 @@ def run_model(
     context: o.Context = None,
     threads: o.Threads = None,
     dtype: o.DtypeChoice = o.Dtype.AUTO,
+    keep_packed: o.KeepPacked = True,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -81,7 +82,14 @@ def run_model(
         _check_manner(checkpoint, manner)
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
 
-        llm = LLM.load(checkpoint, dtype=o.torch_dtype(dtype), context=context, threads=threads, progress=bar)
+        llm = LLM.load(
+            checkpoint,
+            dtype=o.torch_dtype(dtype),
+            context=context,
+            threads=threads,
+            keep_packed=keep_packed,
+            progress=bar,
+        )
     if text is None:
         with Lines() as lines:
             Conversation(llm, manner, lines.read, screen).hold(_short(model))

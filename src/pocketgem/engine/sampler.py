@@ -44,9 +44,9 @@ def sample(
     scores = apply_penalties(logits.float(), params, prompt_ids=prompt_ids, output_ids=output_ids)  # [vocab]
     scores = apply_bias(scores, params)
     scores = suppress(scores, params, num_output=len(output_ids))
-    check_choice(scores)
+    best = most_probable(scores)
     if params.temperature == 0:
-        return report(logits, int(scores.argmax()), params.logprobs)
+        return report(logits, best, params.logprobs)
     ids, scores = candidates(scores, params)  # [n] each
     return report(logits, int(ids[draw(scores, generator)]), params.logprobs)
 
@@ -71,14 +71,16 @@ def check_logits(logits: Tensor) -> None:
         raise RunError(f"the model's logits hold {value} at id {id}: its weights are damaged or a kernel is wrong")
 
 
-def check_choice(scores: Tensor) -> None:
-    """Raise when the options leave no id, or weigh one beyond what float32 holds."""
-    best = float(scores.max())
+def most_probable(scores: Tensor) -> int:
+    """The id of the largest score, the lowest of equals. Raises when the options leave none, or push one too far."""
+    # numpy's vector search takes a fifth of the time of torch's, where the numbers are in reach of it.
+    id = int(scores.numpy().argmax() if scores.device.type == "cpu" else scores.argmax())
+    best = float(scores[id])
     if best == -math.inf:
         raise PromptError("logit_bias, suppress_ids and min_tokens leave no id to choose; allow at least one")
     if best == math.inf:
-        id = int(scores.argmax())
         raise RunError(f"the penalties push the logit of id {id} beyond float32: the model's logits are too large")
+    return id
 
 
 def apply_penalties(

@@ -6,7 +6,7 @@ so types, shapes and contiguity are checked here; a violation is a fault of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from pocketgem import kernels
 
 Tables = tuple[Tensor, Tensor]
-Target = tuple[int, int, Tensor, Tensor]  # start, stop, keys' place, values' place
-Span = tuple[int, int, Tensor, Tensor, int]  # start, stop, keys, values, position of the first key
+# Rows of a call and where their keys and values are: addresses of contiguous bfloat16 [keys, kv_heads, head_dim].
+Target = tuple[int, int, int, int]  # start, stop, place of the keys, place of the values
+Span = tuple[int, int, int, int, int, int]  # start, stop, keys, values, position of the first key, number of keys
 HEAD_DIM_STEP = 32  # attention kernels take multiples of it
 PLAIN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -191,8 +192,7 @@ class Compute:
     def write_keys(self, heads: Heads, k: Tensor, v: Tensor, tables: Tables, targets: Sequence[Target]) -> None:
         """Norm and rotate the raw projections k and v ``[rows, kv_heads * head_dim]`` and store them as bfloat16.
 
-        tables: cos and sin ``[rows, head_dim / 2]``. targets: rows ``start`` to ``stop`` and their places, contiguous
-        ``[stop - start, kv_heads, head_dim]``. v may be k: a layer whose values are its raw keys.
+        tables: cos and sin ``[rows, head_dim / 2]``. v may be k: a layer whose values are its raw keys.
         """
         if heads.k_norm is None:
             raise ValueError("write_keys: this layer has no keys of its own")
@@ -207,14 +207,13 @@ class Compute:
             k.shape[0],
             heads.num_kv_heads,
             heads.head_dim,
-            [(start, stop, _stored(k), _stored(v)) for start, stop, k, v in targets],
+            targets,
         )
 
     def attend(self, heads: Heads, q: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span]) -> Tensor:
         """Norm and rotate the raw queries q ``[rows, heads * head_dim]`` and attend: the same shape.
 
-        spans: rows ``start`` to ``stop``, their keys and values ``[keys, kv_heads, head_dim]`` bfloat16, contiguous,
-        and the position of the first key. A row at position p sees the keys at p - window + 1 ... p.
+        A row at position p sees the keys at p - window + 1 ... p of its span.
         """
         out = torch.empty_like(q)
         self._native.attend(
@@ -229,10 +228,16 @@ class Compute:
             heads.head_dim,
             heads.window or 0,
             heads.scale,
-            [(start, stop, _stored(k), _stored(v), first, k.shape[0]) for start, stop, k, v, first in spans],
+            spans,
             out.data_ptr(),
         )
         return out
+
+    def layer(
+        self, parts: Mapping[str, Weight], norms: Mapping[str, Norm], heads: Heads, factor: float
+    ) -> FusedDecoder:
+        """A whole decoder layer; the names of its parts are those of ``native/layer.h``."""
+        return FusedDecoder(self._native, self._kernels, parts, norms, heads, factor)
 
     def add_norm_(self, x: Tensor, y: Tensor, norm: Norm, factor: float) -> Tensor:
         """``(x + norm(y)) * factor``, in place, over rows of the norm's width."""
@@ -249,6 +254,80 @@ class Compute:
         _check(x)
         self._native.softcap(self._kernels, x.data_ptr(), x.shape[0], x.shape[-1], cap)
         return x
+
+
+class FusedDecoder:
+    """A decoder layer in two calls: ``write_keys``, then ``run`` (or ``attention`` alone)."""
+
+    def __init__(
+        self,
+        native: Any,
+        kernels: Any,
+        parts: Mapping[str, Weight],
+        norms: Mapping[str, Norm],
+        heads: Heads,
+        factor: float,
+    ) -> None:
+        """Raises ValueError for matrices that do not fit each other."""
+        self._native, self._kernels = native, kernels
+        self._norms = {**norms, "q_norm": heads.q_norm, **({} if heads.k_norm is None else {"k_norm": heads.k_norm})}
+        self._hidden, self._half = parts["q"].cols, heads.head_dim // 2
+        self._vector = parts["into"].rows if "into" in parts else None
+        numbers = {
+            "eps": heads.q_norm.eps,
+            "scale": heads.scale,
+            "factor": factor,
+            "heads": heads.num_heads,
+            "kv_heads": heads.num_kv_heads,
+            "dim": heads.head_dim,
+            "window": heads.window or 0,
+            "normed_values": heads.normed_values,
+        }
+        addresses = {name: norm.weight.data_ptr() for name, norm in self._norms.items()}
+        self._layer = native.Layer(dict(parts), addresses, numbers)
+
+    def write_keys(self, x: Tensor, tables: Tables, targets: Sequence[Target]) -> None:
+        """Project the residual rows x ``[rows, hidden]`` and store their keys and values."""
+        self._native.layer_keys(
+            self._kernels,
+            self._layer,
+            _rows(x, self._hidden),
+            x.shape[0],
+            *_angles(tables, 2 * self._half),
+            targets,
+        )
+
+    def attention(self, x: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span]) -> Tensor:
+        """``x + norm(attention(norm(x)))``."""
+        out = torch.empty_like(x)
+        angles, rows = _angles(tables, 2 * self._half), _rows(x, self._hidden)
+        self._native.layer_attention(
+            self._kernels, self._layer, rows, x.shape[0], *angles, positions.data_ptr(), spans, out.data_ptr()
+        )
+        return out
+
+    def run(
+        self, x: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span], vectors: Tensor | None
+    ) -> Tensor:
+        """The whole layer: ``[rows, hidden] -> [rows, hidden]``. vectors: ``[rows, dim]`` where it takes them."""
+        vector, stride = (0, 0) if vectors is None else (vectors.data_ptr(), vectors.stride(0))
+        if vectors is not None and (vectors.shape != (x.shape[0], self._vector) or vectors.stride(1) != 1):
+            raise ValueError(f"vectors of {list(vectors.shape)} for {x.shape[0]} rows of {self._vector}")
+        out = torch.empty_like(x)
+        angles, rows = _angles(tables, 2 * self._half), _rows(x, self._hidden)
+        self._native.layer(
+            self._kernels,
+            self._layer,
+            rows,
+            x.shape[0],
+            *angles,
+            positions.data_ptr(),
+            spans,
+            vector,
+            stride,
+            out.data_ptr(),
+        )
+        return out
 
 
 def _check(x: Tensor) -> None:
@@ -275,10 +354,3 @@ def _angles(tables: Tables, head_dim: int) -> tuple[int, int]:
     if cos.shape[-1] != head_dim // 2 or sin.shape != cos.shape:
         raise ValueError(f"angles of {list(cos.shape)} for heads of {head_dim}")
     return cos.data_ptr(), sin.data_ptr()
-
-
-def _stored(x: Tensor) -> int:
-    """The address of keys or values."""
-    if x.dtype is not torch.bfloat16 or not x.is_contiguous():
-        raise ValueError(f"keys and values must be contiguous bfloat16, not {x.dtype} of strides {x.stride()}")
-    return x.data_ptr()

@@ -28,12 +28,12 @@ __all__ = [
 
 VARIABLE = "POCKETGEM_KERNELS"
 BEST, NONE = "native", "torch"  # what the variable may say beside the name of a set
-SETS = {  # what each needs, the best first
+SETS = {  # what each needs, the best first; native/sets.cmake says how each is compiled
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
     "avx2-vnni": ("avx2", "fma", "f16c", "avx_vnni"),
     "avx2": ("avx2", "fma", "f16c"),
-    "neon-i8mm": ("asimddp", "i8mm"),
     "neon": ("asimddp",),
+    "neon-base": ("asimd",),
     "portable": (),
 }
 # macOS's names -> Linux's.

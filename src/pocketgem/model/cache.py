@@ -23,22 +23,47 @@ SLACK = 64  # decode steps between two moves of a sliding buffer
 FIRST_CAPACITY = 256
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class KeysValues:
-    """What one sequence's queries may read in one layer: keys at positions ``first, first + 1, ...``"""
+    """What one sequence's queries may read in one layer: rows ``begin`` to ``end`` of its buffers.
 
-    k: Tensor  # [keys, kv_heads, head_dim]
-    v: Tensor  # [keys, kv_heads, head_dim]
+    Row ``begin`` is at position ``first``. Kernels ask for addresses, torch for views; a step makes many of these.
+    """
+
+    keys: Tensor  # [capacity, kv_heads, head_dim]
+    values: Tensor
+    begin: int
+    end: int
     first: int
 
+    @property
+    def k(self) -> Tensor:
+        return self.keys[self.begin : self.end]  # [rows, kv_heads, head_dim]
 
-@dataclass(frozen=True)
+    @property
+    def v(self) -> Tensor:
+        return self.values[self.begin : self.end]
+
+    def addresses(self, row: int) -> tuple[int, int]:
+        """Where row ``row`` of the buffers begins, in keys and in values. Both are contiguous."""
+        offset = row * self.keys.stride(0) * self.keys.itemsize
+        return self.keys.data_ptr() + offset, self.values.data_ptr() + offset
+
+
+@dataclass(slots=True)
 class Slot:
-    """Where the new rows of one sequence go in one layer, and all that their queries may read once they are there."""
+    """Where the new rows of one sequence go in one layer: the rows from ``used`` on of what their queries may read."""
 
-    k: Tensor  # [rows, kv_heads, head_dim]
-    v: Tensor
     seen: KeysValues
+    used: int
+
+    @property
+    def k(self) -> Tensor:
+        return self.seen.keys[self.used : self.seen.end]  # [rows, kv_heads, head_dim]
+
+    @property
+    def v(self) -> Tensor:
+        return self.seen.values[self.used : self.seen.end]
 
 
 class LayerStore:
@@ -66,9 +91,8 @@ class LayerStore:
             raise RunError(f"cache: tokens {oldest} to {self.first - 1} are gone after a failed step; prefill again")
         if start - self.first + count > len(self.k):
             self._make_room(oldest, start - oldest, count)
-        begin, used, end = (position - self.first for position in (oldest, start, start + count))
-        seen = KeysValues(self.k[begin:end], self.v[begin:end], oldest)
-        return Slot(self.k[used:end], self.v[used:end], seen)
+        used = start - self.first
+        return Slot(KeysValues(self.k, self.v, oldest - self.first, used + count, oldest), used)
 
     def _make_room(self, oldest: int, kept: int, count: int) -> None:
         """Move the ``kept`` rows from position ``oldest`` on to the front of buffers that hold ``count`` more."""

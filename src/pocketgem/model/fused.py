@@ -6,39 +6,30 @@ plain ones' places, from outside; ``tests/test_packed.py`` compares the two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pocketgem.kernels.compute import Compute, Heads, Norm, Weight
-from pocketgem.model.cache import KeysValues, Step
-from pocketgem.model.gemma import DecoderLayer, Gemma, RoutedBlock
+from pocketgem.kernels.compute import Compute, FusedDecoder, Heads, Norm, Span, Target, Weight
+from pocketgem.model.cache import KeysValues, Slot, Step
+from pocketgem.model.gemma import DecoderLayer, Gemma
 from pocketgem.model.gemma3n import Gemma3nLayer
 from pocketgem.model.layers import MLP, Ask, Attention, RMSNorm, Tables
-from pocketgem.model.per_layer import INPUT_SCALE, PerLayerGate, PerLayerInputs
+from pocketgem.model.per_layer import INPUT_SCALE, PerLayerInputs
 from pocketgem.model.quant import PackedLinear
 
 
 class FusedAttention(nn.Module):
-    """``layers.Attention``; where an ``entry`` norm is given, x is the residual stream and is normed on the way in."""
+    """``layers.Attention`` for layers that are not fused whole: those of Gemma 3n."""
 
-    def __init__(self, attention: Attention, compute: Compute, entry: RMSNorm | None = None) -> None:
+    def __init__(self, attention: Attention, compute: Compute) -> None:
         super().__init__()
         layer, self.compute = attention.layer, compute
-        self.entry = None if entry is None else norm_of(entry)
         self.output = matrix_of(attention.o_proj)
         self.index = layer.index
-        self.heads = Heads(
-            layer.num_heads,
-            layer.num_kv_heads,
-            layer.head_dim,
-            layer.window,
-            attention.scale,
-            attention.normed_values,
-            norm_of(attention.q_norm),
-            norm_of(attention.k_norm) if layer.writes_kv else None,
-        )
+        self.heads = plain_heads(attention)
         self.query = matrix_of(attention.q_proj)
         if layer.writes_kv:
             sources = (attention.k_proj,) if attention.v_proj is None else (attention.k_proj, attention.v_proj)
@@ -46,52 +37,59 @@ class FusedAttention(nn.Module):
 
     def keys(self, x: Tensor, tables: Tables, step: Step) -> tuple[KeysValues, ...]:
         """Project and store K/V of x ``[rows, hidden]``."""
-        raw = self.compute.linears(x, self.sources, self.entry)
+        raw = self.compute.linears(x.contiguous(), self.sources)
         slots = step.reserve(self.index)
-        targets = [(span.start, span.stop, slot.k, slot.v) for span, slot in zip(step.spans, slots, strict=True)]
+        targets = targets_of(step, slots)
         self.compute.write_keys(self.heads, raw[0], raw[-1], tables, targets)
         return tuple(slot.seen for slot in slots)
 
     def forward(self, x: Tensor, ask: Ask) -> Tensor:
         """Attend from rows x ``[rows, hidden]`` to what each span has seen."""
-        return self.compute.linear(self.attend(x, ask), self.output)
-
-    def attend(self, x: Tensor, ask: Ask) -> Tensor:
-        """The same before the output projection: ``[rows, heads * head_dim]``."""
-        q = self.compute.linear(x, self.query, self.entry)
-        spans = [
-            (span.start, span.stop, past.k, past.v, past.first)
-            for span, past in zip(ask.step.spans, ask.seen, strict=True)
-        ]
-        return self.compute.attend(self.heads, q, ask.tables, ask.step.positions, spans)
+        q = self.compute.linear(x.contiguous(), self.query)
+        spans = spans_of(ask)
+        seen = self.compute.attend(self.heads, q, ask.tables, ask.step.positions, spans)
+        return self.compute.linear(seen, self.output)
 
 
-class FusedGate:
-    """``per_layer.PerLayerGate`` with its residual and the layer's scalar."""
+def targets_of(step: Step, slots: Sequence[Slot]) -> list[Target]:
+    """Where the rows of a step go, as the kernels take it."""
+    spans = zip(step.spans, slots, strict=True)
+    return [(span.start, span.stop, *slot.seen.addresses(slot.used)) for span, slot in spans]
 
-    def __init__(self, gate: PerLayerGate, compute: Compute) -> None:
-        self.compute = compute
-        self.into, self.back = matrix_of(gate.per_layer_input_gate), matrix_of(gate.per_layer_projection)
-        self.norm = norm_of(gate.post_per_layer_input_norm)
 
-    def __call__(self, x: Tensor, vector: Tensor, factor: float) -> Tensor:
-        return self.compute.add(x, self.compute.gated(x, self.into, vector), self.back, self.norm, factor)
+def spans_of(ask: Ask) -> list[Span]:
+    """What the rows of a step may read, as the kernels take it."""
+    spans = zip(ask.step.spans, ask.seen, strict=True)
+    return [
+        (span.start, span.stop, *past.addresses(past.begin), past.first, past.end - past.begin) for span, past in spans
+    ]
+
+
+class LayerKeys:
+    """The half of a fused layer that the loop over layers calls as ``self_attn.keys``."""
+
+    def __init__(self, index: int, layer: FusedDecoder) -> None:
+        self.index, self.layer = index, layer
+
+    def keys(self, x: Tensor, tables: Tables, step: Step) -> tuple[KeysValues, ...]:
+        """Project and store K/V of the residual rows x ``[rows, hidden]``."""
+        slots = step.reserve(self.index)
+        targets = targets_of(step, slots)
+        self.layer.write_keys(x, tables, targets)
+        return tuple(slot.seen for slot in slots)
 
 
 class FusedLayer(nn.Module):
-    """One ``DecoderLayer``: attention and MLP each with its norms and residual."""
+    """One ``DecoderLayer`` in two calls: its keys, and the rest. With routed experts the rest is in parts."""
 
     def __init__(self, plain: DecoderLayer, compute: Compute) -> None:
         super().__init__()
         self.plain, self.compute = plain, compute
-        self.self_attn = FusedAttention(plain.self_attn, compute, plain.input_layernorm)
-        self.after_attention = norm_of(plain.post_attention_layernorm)
-        mlp = plain.mlp
-        self.gate, self.up, self.down = (matrix_of(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-        self.before_mlp = norm_of(plain.pre_feedforward_layernorm)
-        self.after_mlp = norm_of(plain.post_feedforward_layernorm)
-        self.per_layer = None if plain.gate is None else FusedGate(plain.gate, compute)
         self.factor = 1.0 if plain.layer_scalar is None else float(plain.layer_scalar)
+        layer = compute.layer(parts_of(plain), norms_of(plain), plain_heads(plain.self_attn), self.factor)
+        self.layer, self.self_attn = layer, LayerKeys(plain.layer.index, layer)
+        if plain.routed is not None:
+            self.dense = FusedMLP(plain.mlp, compute, plain.pre_feedforward_layernorm)
 
     def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream, twice: attention norms it itself."""
@@ -99,34 +97,69 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, normed: Tensor, vector: Tensor | None, ask: Ask) -> Tensor:
         """x ``[rows, hidden]``, vector ``[rows, dim]`` or None -> ``[rows, hidden]``."""
-        x = self.compute.add(x, self.self_attn.attend(x, ask), self.self_attn.output, self.after_attention)
-        if self.plain.routed is not None:
-            return self._routed(x)
-        inside = self.compute.geglu(x, self.gate, self.up, self.before_mlp)
-        if self.per_layer is None or vector is None:
-            return self.compute.add(x, inside, self.down, self.after_mlp, self.factor)
-        x = self.compute.add(x, inside, self.down, self.after_mlp)
-        gated: Tensor = self.per_layer(x, vector, self.factor)
-        return gated
-
-    def _routed(self, x: Tensor) -> Tensor:
-        """Experts beside the MLP. No released layout has both experts and per-layer vectors."""
-        dense = self.compute.linear(self.compute.geglu(x, self.gate, self.up, self.before_mlp), self.down)
-        mixed = cast(RoutedBlock, self.plain.routed)(x, dense)
+        spans = spans_of(ask)
+        if self.plain.routed is None:
+            return self.layer.run(x, ask.tables, ask.step.positions, spans, vector)
+        x = self.layer.attention(x, ask.tables, ask.step.positions, spans)
+        mixed = self.plain.routed(x, self.dense(x))
         out: Tensor = (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor
         return out
 
 
-class FusedMLP(nn.Module):
-    """``layers.MLP`` in two calls."""
+def parts_of(plain: DecoderLayer) -> dict[str, Weight]:
+    """A layer's matrices under the names ``Compute.layer`` takes."""
+    attention, mlp = plain.self_attn, plain.mlp
+    modules: dict[str, nn.Module | None] = {
+        "q": attention.q_proj,
+        "k": attention.k_proj if attention.layer.writes_kv else None,
+        "v": attention.v_proj if attention.layer.writes_kv else None,
+        "o": attention.o_proj,
+        "gate": mlp.gate_proj,
+        "up": mlp.up_proj,
+        "down": mlp.down_proj,
+        "into": None if plain.gate is None else plain.gate.per_layer_input_gate,
+        "back": None if plain.gate is None else plain.gate.per_layer_projection,
+    }
+    return {name: matrix_of(module) for name, module in modules.items() if module is not None}
 
-    def __init__(self, mlp: MLP, compute: Compute) -> None:
+
+def norms_of(plain: DecoderLayer) -> dict[str, Norm]:
+    """A layer's norms beside those of its heads."""
+    norms: dict[str, RMSNorm | None] = {
+        "entry": plain.input_layernorm,
+        "after_attention": plain.post_attention_layernorm,
+        "before_mlp": plain.pre_feedforward_layernorm,
+        "after_mlp": plain.post_feedforward_layernorm,
+        "after_vector": None if plain.gate is None else plain.gate.post_per_layer_input_norm,
+    }
+    return {name: norm_of(module) for name, module in norms.items() if module is not None}
+
+
+def plain_heads(attention: Attention) -> Heads:
+    layer = attention.layer
+    return Heads(
+        layer.num_heads,
+        layer.num_kv_heads,
+        layer.head_dim,
+        layer.window,
+        attention.scale,
+        attention.normed_values,
+        norm_of(attention.q_norm),
+        norm_of(attention.k_norm) if layer.writes_kv else None,
+    )
+
+
+class FusedMLP(nn.Module):
+    """``layers.MLP`` in two calls; where an ``entry`` norm is given, x is normed on the way in."""
+
+    def __init__(self, mlp: MLP, compute: Compute, entry: RMSNorm | None = None) -> None:
         super().__init__()
-        self.compute = compute
+        self.compute, self.entry = compute, None if entry is None else norm_of(entry)
         self.gate, self.up, self.down = (matrix_of(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.compute.linear(self.compute.geglu(x, self.gate, self.up), self.down)
+        inner = self.compute.geglu(x.contiguous(), self.gate, self.up, self.entry)
+        return self.compute.linear(inner, self.down)
 
 
 class FusedPerLayerInputs(nn.Module):

@@ -1,0 +1,46 @@
+#include "layer.h"
+
+#include "kernel_set.h"
+
+namespace pocketgem {
+namespace {
+
+float* rows_in(Buffer& buffer, long rows, long width) { return buffer.of<float>(static_cast<std::size_t>(rows * width)); }
+
+}  // namespace
+
+void write_layer_keys(Kernels& k, const Layer& l, const float* x, long rows, const Angles& angles,
+                      const KeyTarget* targets, long count) {
+    const long width = l.k->layout.rows;
+    float* keys = rows_in(k.layer[0], rows, width);
+    float* values = l.v ? rows_in(k.layer[1], rows, width) : keys;
+    const Weight* weights[] = {l.k, l.v};
+    float* outs[] = {keys, values};
+    linear(k, {x, rows, l.k->layout.cols, l.entry, l.eps}, weights, outs, l.v ? 2 : 1);
+    write_keys(k, {keys, values, l.k_norm, l.eps, l.normed_values, angles.cos, angles.sin, l.kv_heads, l.dim}, targets,
+               count);
+}
+
+void attend_layer(Kernels& k, const Layer& l, const float* x, long rows, const Angles& angles,
+                  const std::int64_t* positions, const KeySpan* spans, long count, float* out) {
+    const long width = l.q->layout.rows;
+    float* q = rows_in(k.layer[0], rows, width);
+    float* seen = rows_in(k.layer[1], rows, width);
+    linear(k, {x, rows, l.q->layout.cols, l.entry, l.eps}, &l.q, &q, 1);
+    attend(k, {q, l.q_norm, l.eps, angles.cos, angles.sin, positions, l.heads, l.kv_heads, l.dim, l.window, l.scale, seen},
+           spans, count);
+    add_linear(k, {seen, rows, width, nullptr, 0}, *l.o, l.after_attention, l.eps, 1.0f, x, out);
+}
+
+void feed_forward(Kernels& k, const Layer& l, float* x, long rows, const float* vectors, long stride) {
+    const long hidden = l.gate->layout.cols, width = l.gate->layout.rows;
+    float* inner = rows_in(k.layer[0], rows, width);
+    geglu_linear(k, {x, rows, hidden, l.before_mlp, l.eps}, *l.gate, *l.up, inner);
+    add_linear(k, {inner, rows, width, nullptr, 0}, *l.down, l.after_mlp, l.eps, l.into ? 1.0f : l.factor, x, x);
+    if (!l.into) return;
+    float* gated = rows_in(k.layer[0], rows, l.into->layout.rows);
+    gated_linear(k, {x, rows, hidden, nullptr, 0}, *l.into, vectors, stride, gated);
+    add_linear(k, {gated, rows, l.into->layout.rows, nullptr, 0}, *l.back, l.after_vector, l.eps, l.factor, x, x);
+}
+
+}  // namespace pocketgem

@@ -1,0 +1,44 @@
+// Spans of rows as Python passes them on.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <tuple>
+#include <vector>
+
+#include "attention.h"
+#include "owned.h"
+
+namespace pocketgem {
+
+using WriteSpan = std::tuple<long, long, Address, Address>;             // start, stop, k, v
+using ReadSpan = std::tuple<long, long, Address, Address, long, long>;  // start, stop, k, v, first, keys
+
+inline void check_rows(long start, long stop, long rows) {
+    if (start < 0 || stop < start || stop > rows) throw nanobind::value_error("attention: a span is not within the rows");
+}
+
+inline std::vector<KeyTarget> targets_of(const std::vector<WriteSpan>& spans, long rows) {
+    std::vector<KeyTarget> targets;
+    targets.reserve(spans.size());
+    for (const auto& [start, stop, k, v] : spans) {
+        check_rows(start, stop, rows);
+        targets.push_back({start, stop, at<std::uint16_t>(k), at<std::uint16_t>(v)});
+    }
+    return targets;
+}
+
+inline std::vector<KeySpan> spans_of(const std::vector<ReadSpan>& spans, long rows) {
+    std::vector<KeySpan> seen;
+    seen.reserve(spans.size());
+    for (const auto& [start, stop, k, v, first, keys] : spans) {
+        check_rows(start, stop, rows);
+        if (first < 0 || keys < 0) throw nanobind::value_error("attention: a span has negative positions or sizes");
+        seen.push_back({start, stop, at<const std::uint16_t>(k), at<const std::uint16_t>(v), first, keys});
+    }
+    return seen;
+}
+
+}  // namespace pocketgem
