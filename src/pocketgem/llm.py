@@ -95,6 +95,7 @@ class LLM:
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
         tokenizer = tokenizer_of(checkpoint)
+        checkpoint = checkpoint.lean()
         count = None if threads is None else checked_threads(threads)
         built, files = model_of(checkpoint, dtype, count, keep_packed=keep_packed, progress=progress)
         return cls(built, tokenizer, checkpoint, context=context, files=files)

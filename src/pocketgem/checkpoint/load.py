@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_JSON = 64 << 20  # bytes; the largest real one, a tokenizer, is half of that
+MANY = 10_000  # entries; a list as long as that is a vocabulary's
 TOWERS = (
     "vision_tower.",
     "audio_tower.",
@@ -82,6 +83,10 @@ class Checkpoint:
     def where(self) -> str:
         return str(self.location.files[0] if self.location.files else self.location.folder)
 
+    def lean(self) -> Checkpoint:
+        """The same without the vocabulary's long lists, for when a tokenizer was made of them."""
+        return replace(self, metadata={key: value for key, value in self.metadata.items() if _is_small(value)})
+
     @property
     def stops(self) -> list[object]:
         """What the checkpoint lists as ids that end an answer; whether they are ids is for the reader to check."""
@@ -95,6 +100,10 @@ class Checkpoint:
         kept = {names.TABLE, *matrices}
         read = (part.source for name, part in parts if name in kept)
         return tuple({source.path: source for source in read}.values())
+
+
+def _is_small(value: object) -> bool:
+    return not isinstance(value, list) or len(value) < MANY
 
 
 def open_checkpoint(location: Location) -> Checkpoint:

@@ -69,6 +69,18 @@ class MappedFile:
         if self._look() != self._state:
             raise CheckpointError(f"{self.path}: the file was changed while in use; load the model again")
 
+    def read_into(self, target: memoryview, start: int) -> None:
+        """Copy the bytes from ``start`` on into ``target`` by reading the file, not the mapping.
+
+        What is read here and there from a large table then does not count as this process's memory, page by page, and a
+        file cut short is an error instead of the end of the process. Raises CheckpointError.
+        """
+        if not hasattr(os, "preadv"):  # Windows: the mapping will do
+            self.check_unchanged()
+            target[:] = self.buffer[start : start + len(target)]
+        elif os.preadv(self._descriptor, [target], start) != len(target):
+            raise CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
+
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""
         status = os.fstat(self._descriptor)

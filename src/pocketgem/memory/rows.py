@@ -1,6 +1,6 @@
 """Rows of the per-layer-embedding table: a lookup of gigabytes, of which a token needs one row.
 
-The table is never a module parameter. It stays in the mapped file; only the rows asked for are read and dequantised.
+The table is never a module parameter. It stays in the file; only the rows asked for are read and dequantised.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.errors import WeightsError
 from pocketgem.kernels.compute import Compute
 
 
@@ -43,7 +44,17 @@ class PackedRows:
 
 
 def stored_rows(compute: Compute, table: StoredTensor, ids: Tensor, factor: float = 1.0) -> Tensor:
-    """Rows ``ids`` (int64) of a table that lies in a mapped file, times ``factor``: float32 ``[ids, width]``."""
+    """Rows ``ids`` (int64) of a table that lies in a file, times ``factor``: float32 ``[ids, width]``.
+
+    Raises WeightsError for an id outside the table, CheckpointError if the file changed since it was opened.
+    """
     table.source.check_unchanged()
-    rows, width = table.shape
-    return compute.rows(table.type.value, table.data, (rows, width), ids, factor)
+    (count, width), wanted = table.shape, ids.tolist()
+    if wanted and not 0 <= min(wanted) <= max(wanted) < count:
+        raise WeightsError(f"{table.name} has {count} rows; rows {min(wanted)} to {max(wanted)} were asked for")
+    size = table.nbytes // count
+    raw = torch.empty(len(wanted) * size, dtype=torch.uint8)
+    view = raw.numpy().data
+    for place, id in enumerate(wanted):
+        table.source.read_into(view[place * size : (place + 1) * size], table.start + id * size)
+    return compute.rows(table.type.value, raw, (len(wanted), width), torch.arange(len(wanted)), factor)
