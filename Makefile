@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= gemma-3-270m
 PROMPT ?= The capital of France is
 
-.PHONY: run test check bench fuzz clean
+.PHONY: run test check bench fuzz native-test tsan-test arm-test clean
 
 run: $(VENV)/.run
 	$(BIN)/pocketgem run $(MODEL) "$(PROMPT)" --max-tokens 64
@@ -24,12 +24,35 @@ bench: $(VENV)/.dev
 fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 	$(BIN)/python -m tests.fuzz_checkpoint --minutes $(or $(MINUTES),10)
 
+# The kernels alone, by native/tests: no read or write outside their memory, no undefined behaviour, no race; and for
+# ARM in an emulator, the older set on a processor that has nothing newer. Each builds for minutes. `make test` runs the
+# same program, without the watching, where there are CMake and the compilers.
+NATIVE := cmake -S native/tests
+QEMU   := qemu-aarch64 -L /usr/aarch64-linux-gnu
+
+native-test: # address and undefined behaviour
+	$(NATIVE) -B build/native-asan -DSANITIZE=address,undefined
+	cmake --build build/native-asan
+	build/native-asan/check_kernels
+
+tsan-test: # data races
+	$(NATIVE) -B build/native-tsan -DSANITIZE=thread
+	cmake --build build/native-tsan
+	build/native-tsan/check_kernels --quick
+
+arm-test: # Debian: g++-aarch64-linux-gnu and qemu-user
+	$(NATIVE) -B build/native-arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/native-arm
+	$(QEMU) -cpu max build/native-arm/check_kernels --sets neon,portable
+	$(QEMU) -cpu cortex-a72 build/native-arm/check_kernels --sets neon-base
+
 # The constraints keep pip from taking torch's build for graphics cards, gigabytes of it.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# An editable install knows the rooms that were there when it was made: a new one makes it anew.
-$(VENV)/.run: pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/* src/pocketgem/*/__init__.py) | $(VENV)/bin/python
+# An editable install knows the rooms and the kernels that were there when it was made: new ones make it anew.
+$(VENV)/.run: pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/* native/simd/* src/pocketgem/*/__init__.py) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[default-model]"
 	touch $@
 

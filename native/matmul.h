@@ -42,8 +42,8 @@ struct MatmulKernels {
     void (*quantize_fine)(const float* x, const Activations& to, long row, long rest);
 
     // Few rows: panels [panel, panel_end) times rows [row, row_end) -> out[(r - row) * stride + column - panel * 16].
-    void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x, long panel, long panel_end,
-                   long row, long row_end, float* out, long stride);
+    void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
+                   long panel, long panel_end, long row, long row_end, float* out, long stride);
     long direct_rows;  // up to this many rows `direct` is the faster way
 
     // Many rows: unpack `tile.panels` panels once, then multiply all rows with them.

@@ -84,11 +84,10 @@ inline int operand_zero(const Format& format) { return format.bits == 8 ? kByteZ
 
 // One panel times R rows.
 template <int bits, int group, bool super, bool minimum, int R>
-inline void panel_rows(const Panel& panel, int zero, const Activations& x, long row, F (&sum)[R]) {
+inline void panel_rows(const Panel& panel, const Activations& x, const Corrections& corrections, long row, F (&sum)[R]) {
     constexpr int per_block = kBlock / group;  // groups a block
     constexpr int dots = 8 / per_block;        // registers a group
     const long blocks = x.cols / kBlock;
-    const std::int32_t* sums = per_block == 1 ? x.sums32 : x.sums16;
     for (int r = 0; r < R; ++r) sum[r] = zeros();
     F unit = zeros(), minimum_unit = zeros();
     for (long block = 0; block < blocks; ++block) {
@@ -106,22 +105,25 @@ inline void panel_rows(const Panel& panel, int zero, const Activations& x, long 
             if constexpr (minimum) least = minimum_of<super>(panel, at, minimum_unit);
             for (int r = 0; r < R; ++r) {
                 const std::int8_t* a = x.q + (row + r) * x.cols + block * kBlock + g * group;
-                const std::int32_t total = sums[(row + r) * blocks * per_block + at];
+                const long place = (row + r) * blocks * per_block + at;
                 const float factor = x.scale[(row + r) * blocks + block];
-                I d = set_i(-zero * total);
-                for (int j = 0; j < dots; ++j) d = dot<bits>(d, q[g * dots + j], repeat4(a + 4 * j));
-                sum[r] = fma(to_float(d) * scale, set(factor), sum[r]);
-                if constexpr (minimum) sum[r] = fma(least, set(factor * static_cast<float>(total)), sum[r]);
+                I d = set_i(corrections.start[place]), e = zeros_i();  // two sums wait half as long for each other
+                for (int j = 0; j < dots; j += 2) {
+                    d = dot<bits>(d, q[g * dots + j], repeat4(a + 4 * j));
+                    e = dot<bits>(e, q[g * dots + j + 1], repeat4(a + 4 * j + 4));
+                }
+                sum[r] = fma(to_float(d + e) * scale, set(factor), sum[r]);
+                if constexpr (minimum) sum[r] = fma(least, set(corrections.weight[place]), sum[r]);
             }
         }
     }
 }
 
 template <int bits, int group, bool super, bool minimum, int R>
-inline void store_rows(const Layout& layout, const std::uint8_t* bytes, const Activations& x, long p, long row, float* out,
-                       long stride) {
+inline void store_rows(const Layout& layout, const std::uint8_t* bytes, const Activations& x,
+                       const Corrections& corrections, long p, long row, float* out, long stride) {
     F sum[R];
-    panel_rows<bits, group, super, minimum, R>(panel_of(layout, bytes, p), operand_zero(layout.format), x, row, sum);
+    panel_rows<bits, group, super, minimum, R>(panel_of(layout, bytes, p), x, corrections, row, sum);
     const long left = layout.rows - p * kPanel;
     for (int r = 0; r < R; ++r) {
         float* to = out + r * stride;
@@ -130,14 +132,15 @@ inline void store_rows(const Layout& layout, const std::uint8_t* bytes, const Ac
 }
 
 template <int bits, int group, bool super, bool minimum>
-void direct_as(const Layout& layout, const std::uint8_t* bytes, const Activations& x, long panel, long panel_end, long row,
-               long row_end, float* out, long stride) {
+void direct_as(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
+               long panel, long panel_end, long row, long row_end, float* out, long stride) {
     for (long p = panel; p < panel_end; ++p, out += kPanel) {
         long r = row;
         const auto rows = [&](auto count) {
             constexpr int R = decltype(count)::value;
             for (; row_end - r >= R; r += R)
-                store_rows<bits, group, super, minimum, R>(layout, bytes, x, p, r, out + (r - row) * stride, stride);
+                store_rows<bits, group, super, minimum, R>(layout, bytes, x, corrections, p, r, out + (r - row) * stride,
+                                                            stride);
         };
         if constexpr (kDirectRows >= 10) rows(Count<10>{});
         if constexpr (kDirectRows >= 8) rows(Count<8>{});
@@ -270,11 +273,11 @@ inline void specialise(const Format& f, const With& with) {
     }
 }
 
-void direct(const Layout& layout, const std::uint8_t* bytes, const Activations& x, long panel, long panel_end, long row,
-            long row_end, float* out, long stride) {
+void direct(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
+            long panel, long panel_end, long row, long row_end, float* out, long stride) {
     specialise(layout.format, [&](auto bits, auto group, auto super, auto minimum) {
         direct_as<decltype(bits)::value, decltype(group)::value, decltype(super)::value, decltype(minimum)::value>(
-            layout, bytes, x, panel, panel_end, row, row_end, out, stride);
+            layout, bytes, x, corrections, panel, panel_end, row, row_end, out, stride);
     });
 }
 

@@ -80,7 +80,7 @@ void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_
         k.set.matmul.dense(static_cast<int>(w.plain), w.bytes, x.floats, w.layout.cols, panel * kPanel, end, 0, x.rows,
                            out - panel * kPanel, stride);
     } else if (few(k, x.rows)) {
-        k.set.matmul.direct(w.layout, w.bytes, x.quantised, panel, panel_end, 0, x.rows, out, stride);
+        k.set.matmul.direct(w.layout, w.bytes, x.quantised, job.corrections, panel, panel_end, 0, x.rows, out, stride);
     } else {
         tile_task(k, job, x, panel, panel_end, out, stride);
     }
@@ -110,9 +110,9 @@ void cut(const Kernels& k, Job& job, long rows) {
     job.tasks = (panels + job.panels_a_task - 1) / job.panels_a_task;
 }
 
-// What many rows need for each format beside the activations; `start` and `weight` are scratch of the call.
+// What products need for each format beside the activations; `start` and `weight` are scratch of the call.
 void add_corrections(Kernels& k, Job& job, const Ready& x, Buffer& memory) {
-    if (!job.weight->packed || few(k, x.rows)) return;
+    if (!job.weight->packed) return;
     const Layout& layout = job.weight->layout;
     const long groups = layout.cols / layout.format.group;
     const auto count = static_cast<std::size_t>(x.rows * groups);

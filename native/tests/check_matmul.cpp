@@ -100,20 +100,36 @@ void check_values(const Products& p, Results& got) {
         }
 }
 
+// Zero points and minima of all rows.
+struct Corrected {
+    std::vector<std::int32_t> start;
+    std::vector<float> weight;
+
+    explicit Corrected(const Products& p) {
+        const Layout& layout = p.matrix.layout;
+        start.resize(static_cast<std::size_t>(p.x.rows * layout.cols / layout.format.group));
+        weight.resize(start.size());
+        p.set.matmul.correct(layout, p.x, 0, p.x.rows, start.data(), weight.data());
+    }
+    Corrections get() const { return {start.data(), weight.data()}; }
+};
+
 Results direct(const Products& p, long row, long rows) {
     Results out(rows, p.matrix.layout.rows + 3);
-    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), p.x, 0, p.matrix.layout.panels, row, row + rows,
-                        out.at(0, 0), out.stride);
+    const Corrected corrected(p);
+    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), p.x, corrected.get(), 0, p.matrix.layout.panels, row,
+                        row + rows, out.at(0, 0), out.stride);
     return out;
 }
 
 // One panel of many writes its own columns alone.
 void check_panels(const Products& p, Results& want) {
     const Layout& layout = p.matrix.layout;
+    const Corrected corrected(p);
     for (long panel = 0; panel < layout.panels; ++panel) {
         Results out(2, layout.rows + 3);
-        p.set.matmul.direct(layout, p.matrix.bytes.data(), p.x, panel, panel + 1, 0, 2, out.at(0, panel * 16),
-                            out.stride);
+        p.set.matmul.direct(layout, p.matrix.bytes.data(), p.x, corrected.get(), panel, panel + 1, 0, 2,
+                            out.at(0, panel * 16), out.stride);
         for (long r = 0; r < 2; ++r)
             for (long n = 0; n < out.stride; ++n) {
                 const bool mine = n / 16 == panel && n < layout.rows;
@@ -127,16 +143,14 @@ Results tiled(const Products& p, long row, long rows) {
     const Layout& layout = p.matrix.layout;
     const long width = p.set.matmul.tile_panels, groups = layout.cols / layout.format.group;
     const auto lanes = static_cast<std::size_t>(groups * width * 16);
-    std::vector<std::int32_t> start(static_cast<std::size_t>(p.x.rows * groups));
-    std::vector<float> weight(start.size());
-    p.set.matmul.correct(layout, p.x, row, row + rows, start.data(), weight.data());
+    const Corrected corrected(p);
     Results out(rows, layout.rows + 3);
     for (long panel = 0; panel < layout.panels; panel += width) {
         std::vector<std::uint8_t> q(static_cast<std::size_t>(layout.cols * 16 * width));
         std::vector<float> scale(lanes), minimum(lanes);
         const Tile tile{q.data(), scale.data(), minimum.data(), width};
         p.set.matmul.unpack(layout, p.matrix.bytes.data(), panel, tile);
-        p.set.matmul.tiled(layout, tile, p.x, {start.data(), weight.data()}, row, row + rows, out.at(0, panel * 16),
+        p.set.matmul.tiled(layout, tile, p.x, corrected.get(), row, row + rows, out.at(0, panel * 16),
                            out.stride, std::min(width * 16, layout.rows - panel * 16));
     }
     return out;
