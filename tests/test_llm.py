@@ -16,7 +16,7 @@ from pocketgem.checkpoint.types import StoredType
 from pocketgem.errors import CheckpointError, WeightsError
 from pocketgem.text.parse import Thought
 from tests.text_fixtures import gemma4_metadata, spm_metadata
-from tests.twins import make_twin
+from tests.twins import BLOCKS, make_twin
 
 TEMPLATE = (
     "{{ bos_token }}{% if enable_thinking %}<|turn>system\n<|think|><turn|>\n{% endif %}"
@@ -295,3 +295,26 @@ def test_weights_that_were_converted_do_not_need_their_file(tmp_path: Path) -> N
     llm = LLM.load(tmp_path / "base.gguf", dtype=torch.float32)
     (tmp_path / "base.gguf").write_bytes(b"something else")
     assert llm.generate("hello", max_tokens=2).ids
+
+
+@pytest.mark.native
+def test_scores_and_answers_from_several_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """The compiled kernels have one scratch memory: whoever uses the model must hold the lock, to the last product."""
+    source = open_checkpoint(resolve(make_twin("gemma3", tmp_path / "twin", BLOCKS).folder))
+    export_gguf(source, tmp_path / "base.gguf", StoredType.Q4_0, vocabulary={**spm_metadata()})
+    llm = LLM.load(tmp_path / "base.gguf")
+    assert llm.model.has_own_threads
+    prompts = [list(range(5 + i, 60 + i)) for i in range(4)]
+    expected = [(llm.score(ids).logprobs, llm.generate(ids, max_tokens=8, temperature=0).ids) for ids in prompts]
+    found: list[object] = [None] * 4
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            found[i] = (llm.score(prompts[i]).logprobs, llm.generate(prompts[i], max_tokens=8, temperature=0).ids)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected

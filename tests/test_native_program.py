@@ -71,5 +71,7 @@ def test_every_arm_set_gives_the_same_in_an_emulator(tmp_path: Path) -> None:
 
 def test_python_and_cmake_know_the_same_sets() -> None:
     text = (ROOT / "native" / "sets.cmake").read_text(encoding="utf-8")
-    listed = [line.split()[1] for line in text.splitlines() if line.lstrip().startswith("pocketgem_kernel_set(${target}")]
+    listed = [
+        line.split()[1] for line in text.splitlines() if line.lstrip().startswith("pocketgem_kernel_set(${target}")
+    ]
     assert listed == [*cpu.SETS]

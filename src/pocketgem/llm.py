@@ -263,10 +263,10 @@ class LLM:
             piece, targets = ids[start : start + chunk], ids[start + 1 : start + chunk + 1]
             piece = piece[: len(targets)]
             step = Step.packed([cache], [len(piece)], logits=[len(piece)])
-            with self.flights.lock:
+            with self.flights.lock:  # also the head's kernels serve one thread at a time
                 hidden = self.model(self.model.embed(torch.tensor(piece)), step)
-            step.commit()
-            found += self._target_logprobs(hidden, targets)
+                step.commit()
+                found += self._target_logprobs(hidden, targets)
         return Score(tuple(ids), tuple(found))
 
     def _target_logprobs(self, hidden: torch.Tensor, targets: Sequence[int]) -> list[float]:
