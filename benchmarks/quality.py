@@ -31,7 +31,7 @@ from pocketgem.bench.peers.llama_cpp import BATCH, LlamaCpp
 from pocketgem.errors import InputError, PocketgemError, RunError
 
 ROOT = Path(__file__).parents[1]
-ROWS = 32  # positions compared at a time: 32 x 262,144 float64 are 64 MiB
+ROWS = 4  # positions compared at a time: of 262,144 float64 each, they stay within what the allocator gives again
 Floats = NDArray[Any]
 
 

@@ -44,7 +44,7 @@ struct MatmulKernels {
     // Few rows: panels [panel, panel_end) times rows [row, row_end) -> out[(r - row) * stride + column - panel * 16].
     void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
                    long panel, long panel_end, long row, long row_end, float* out, long stride);
-    long direct_rows;  // up to this many rows `direct` is the faster way
+    long direct_rows;  // what `direct` multiplies at once; up to a few times as many it is the faster way
 
     // Many rows: unpack `tile.panels` panels once, then multiply all rows with them.
     void (*unpack)(const Layout& layout, const std::uint8_t* bytes, long panel, const Tile& tile);

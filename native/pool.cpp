@@ -13,6 +13,10 @@ namespace {
 // than anyone would notice on a battery.
 constexpr auto kSpin = std::chrono::microseconds(300);
 
+// The caller waits this many rests, a millisecond or two, for the last tasks before it offers its core: another process
+// would take it for longer than they take. After that they are on a thread that lost its own.
+constexpr int kPatience = 100'000;
+
 void rest() {
 #if defined(__x86_64__) || defined(_M_X64)
     _mm_pause();
@@ -48,7 +52,7 @@ void Pool::share(long tasks, Call call, const void* body) {
     }
     take(round);
     for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins)
-        spins < 4096 ? rest() : std::this_thread::yield();  // the last tasks may be on a thread that lost its core
+        spins < kPatience ? rest() : std::this_thread::yield();
 }
 
 // `call_` and its fellows are read only after a task of their own round was taken: the caller cannot leave `share`, and so

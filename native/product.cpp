@@ -46,7 +46,7 @@ Ready prepare_fine(Kernels& k, const Rows& in) {
 
 namespace {
 
-bool few(const Kernels& k, long rows) { return rows <= 2 * k.set.matmul.direct_rows; }
+bool few(const Kernels& k, long rows) { return rows <= 4 * k.set.matmul.direct_rows; }
 
 // ---- one task: some panels of one matrix, all rows -------------------------------------------------------------------
 

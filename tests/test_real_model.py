@@ -1,7 +1,8 @@
-"""The real Gemma 3 270M against transformers' own import of the same GGUF file, both in float32."""
+"""The real Gemma 3 270M: float32 against transformers' import of the same GGUF file, packed weights against float32."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import transformers
 
 from pocketgem import LLM, SamplingParams
 from pocketgem.answers import Score
+from pocketgem.model.cache import Step
+from tests.test_packed import divergence
 
 pytestmark = pytest.mark.weights
 TEXT = Path(__file__).parents[1] / "LICENSE"  # English of known length that every clone has
@@ -20,6 +23,13 @@ PROMPTS = [
     "Once upon a time, in a small village by the sea,",
     "Die drei größten Städte Deutschlands sind",
     "1, 2, 3, 5, 8, 13,",
+]
+MORE_PROMPTS = [
+    "Dear Sir or Madam,",
+    "The three laws of thermodynamics are",
+    "import numpy as np\n",
+    "La tour Eiffel se trouve",
+    "Q: Why is the sky blue?\nA:",
 ]
 NEW_TOKENS = 32
 
@@ -109,3 +119,42 @@ def test_batched_answers_equal_single_ones(llm: LLM) -> None:
     params = SamplingParams(max_tokens=12)
     together = llm.generate_many(PROMPTS, params=params)
     assert [one.ids for one in together] == [llm.generate(text, params=params).ids for text in PROMPTS]
+
+
+# ---- packed weights, int8 activations ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed(real_model_path: Path) -> LLM:
+    return LLM.load(real_model_path)
+
+
+@torch.inference_mode()
+def all_logits(llm: LLM, ids: list[int], rows: int = 50) -> Iterator[torch.Tensor]:
+    """Those of every position, ``[rows, vocab]`` at a time: all at once would be half a gigabyte, for each model."""
+    model, cache = llm.model, llm.model.new_cache()
+    for start in range(0, len(ids), rows):
+        piece = torch.tensor(ids[start : start + rows])
+        step = Step.packed([cache], [len(piece)], logits=[len(piece)])
+        hidden = model(model.embed(piece), step)
+        step.commit()
+        yield model.logits(hidden)
+
+
+@pytest.mark.native
+def test_packed_weights_stay_near_float32(llm: LLM, packed: LLM, text_ids: list[int]) -> None:
+    """`python -m benchmarks.quality` measures 2,000 tokens, and llama.cpp beside them."""
+    ids = text_ids[:500]
+    each = [divergence(p, q) for p, q in zip(all_logits(llm, ids), all_logits(packed, ids), strict=True)]
+    mean = sum(each) / len(each)
+    print(f"mean divergence {mean:.2e} nat, {len(ids)} tokens")
+    assert 0 < mean <= 2e-3
+
+
+@pytest.mark.native
+def test_packed_greedy_ids_are_the_same_at_one_four_and_ten_rows(packed: LLM) -> None:
+    params, prompts = SamplingParams(max_tokens=64), PROMPTS + MORE_PROMPTS
+    alone = [packed.generate(text, params=params).ids for text in prompts]
+    for rows in (4, 10):
+        together = packed.generate_many(prompts[:rows], params=params)
+        assert [one.ids for one in together] == alone[:rows]

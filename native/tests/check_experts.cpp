@@ -16,7 +16,7 @@ struct Layer {
     std::vector<float> shares;
     long top;
 
-    // Every row chooses different experts; the last expert is chosen by nobody.
+    // Every row chooses different experts: some are chosen by many rows, some by few, the last by nobody.
     Layer(Random& random, const char* type, long count, long top, long rows)
         : shares(random.floats(rows * top)), top(top) {
         for (long e = 0; e < count; ++e) {
@@ -27,7 +27,7 @@ struct Layer {
         for (std::size_t e = 0; e < gates.size(); ++e)
             experts.push_back({&gates[e].weight, &ups[e].weight, &downs[e].weight});
         for (long r = 0; r < rows; ++r) {
-            const long first = random.below(count - 1);
+            const long first = random.below(1 + random.below(count - 1));
             for (long c = 0; c < top; ++c) chosen.push_back((first + 2 * c) % (count - 1));
         }
     }
@@ -74,7 +74,7 @@ void check_layer(const KernelSet& set, const char* type, long rows, Report& repo
 
 void check_experts(const KernelSet& set, Report& report, bool quick) {
     for (const char* type : {"Q4_0", "Q8_0", static_cast<const char*>(nullptr)})
-        for (const long rows : {1l, 6l, quick ? 21l : 80l}) {
+        for (const long rows : {1l, 6l, quick ? 120l : 250l}) {
             report.in(std::string(set.name) + " experts, " + (type ? type : "plain") + ", " + std::to_string(rows) +
                       " rows");
             check_layer(set, type, rows, report);

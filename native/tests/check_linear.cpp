@@ -85,7 +85,7 @@ void check_linear(const KernelSet& set, Report& report, bool quick) {
     const Either weights[3] = {
         {random, "Q4_K", quick ? 150 : 300, kCols}, {random, "Q6_K", 33, kCols}, {random, nullptr, 21, kCols}};
     const Either gate(random, "Q5_K", 75, kCols), up(random, "Q8_0", 75, kCols), plain(random, nullptr, 75, kCols);
-    for (const long rows : {2l, 9l, quick ? 25l : 70l}) {
+    for (const long rows : {2l, 9l, quick ? 45l : 70l}) {
         const std::vector<float> x = random.floats(rows * kCols, 3);
         const Input in(set, x, random.floats(kCols, 2), kCols), bare(set, x, {}, kCols);
         report.in(std::string(set.name) + " linear, " + std::to_string(rows) + " rows");

@@ -78,7 +78,7 @@ def _show_machine(console: Console, machine: Machine) -> None:
         "kernels": machine.kernels,
         **({"matrix unit": machine.amx} if machine.amx else {}),
         "torch": machine.torch,
-        "dtype auto": machine.dtype,
+        "dtype auto": f"{'block types of GGUF stay packed, else ' if machine.kernel_set else ''}{machine.dtype}",
     }
     _section(console, "This computer", _facts(facts))
     _section(console, "Sets of kernels, best first (POCKETGEM_KERNELS names one, or torch for none)", _sets(machine))

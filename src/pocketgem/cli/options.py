@@ -46,7 +46,7 @@ Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before
 Logprobs = Annotated[int | None, typer.Option(help="With --json: log-probabilities, also of the N best (0 to 20).")]
 Context = Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer together, at most.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads; info --cpu tells the default.")]
-DtypeChoice = Annotated[Dtype, typer.Option("--dtype", help="Weights in memory; auto takes what is fastest here.")]
+DtypeChoice = Annotated[Dtype, typer.Option("--dtype", help="Weights in memory; auto: packed, or what is fastest.")]
 KeepPacked = Annotated[
     bool,
     typer.Option("--keep-packed/--no-keep-packed", help="Keep a large model's packed weights for the next start."),
