@@ -16,6 +16,7 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror native/*.cpp native/*.h native/*.inl native/tests/*.cpp native/tests/*.h
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev

@@ -19,8 +19,8 @@ struct Queries {
     const float* q = nullptr;     // [rows, heads, dim], as projected: norm and rotation are still to come
     const float* norm = nullptr;  // [dim], or null for no weight
     float eps = 0;
-    const float* cos = nullptr;              // [rows, dim / 2]
-    const float* sin = nullptr;              // [rows, dim / 2]
+    const float* cos = nullptr;               // [rows, dim / 2]
+    const float* sin = nullptr;               // [rows, dim / 2]
     const std::int64_t* positions = nullptr;  // [rows]
     long heads = 0, kv_heads = 0, dim = 0, window = 0;
     float scale = 1;       // of the scores

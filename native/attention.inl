@@ -11,10 +11,10 @@
 namespace pocketgem {
 namespace {
 
-constexpr long kBlockKeys = 64;    // keys, or numbers of a head, that one product goes over
-constexpr long kQueryRows = 6;     // queries of one product
-constexpr long kDecodeKeys = 64;   // keys of one decode block: its values are on their way while it is scored
-constexpr long kKeysAhead = 8;     // keys asked for before they are scored
+constexpr long kBlockKeys = 64;   // keys, or numbers of a head, that one product goes over
+constexpr long kQueryRows = 6;    // queries of one product
+constexpr long kDecodeKeys = 64;  // keys of one decode block: its values are on their way while it is scored
+constexpr long kKeysAhead = 8;    // keys asked for before they are scored
 constexpr int kWide = kSums / static_cast<int>(kQueryRows);  // vectors of a product's row
 
 // ---- what both ways share -------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ inline void multiply_columns(const float* a, long a_row, const float* b, long de
             multiply<kWide>(a, a_row, b + 16 * from, depth, c + 16 * from, c_row, add);
             from += kWide;
         } else if (kWide >= 2 && left >= 2) {
-            multiply<kWide < 2 ? 1 : 2>(a, a_row, b + 16 * from, depth, c + 16 * from, c_row, add);
+            multiply < kWide<2 ? 1 : 2>(a, a_row, b + 16 * from, depth, c + 16 * from, c_row, add);
             from += 2;
         } else {
             multiply<1>(a, a_row, b + 16 * from, depth, c + 16 * from, c_row, add);
@@ -135,16 +135,22 @@ struct AttentionTile {
     float *q, *sums, *scores, *keys, *values, *totals, *highest;
 
     AttentionTile(const Queries& a, const KeySpan& span, long kv_head, long row, long rows, float* scratch)
-        : a(a), span(span), kv_head(kv_head), row(row), rows(rows), group(a.heads / a.kv_heads), queries(rows * group),
+        : a(a),
+          span(span),
+          kv_head(kv_head),
+          row(row),
+          rows(rows),
+          group(a.heads / a.kv_heads),
+          queries(rows * group),
           padded((queries + kQueryRows - 1) / kQueryRows * kQueryRows),
           width((a.dim + kBlockKeys - 1) / kBlockKeys * kBlockKeys) {
-        q = scratch;                              // [padded, width]
-        sums = q + padded * width;                // [padded, width]
-        scores = sums + padded * width;           // [padded, 64]
-        keys = scores + padded * kBlockKeys;      // [width, 64]
-        values = keys + width * kBlockKeys;       // [width / 64, 64, 64]
-        totals = values + width * kBlockKeys;     // [padded, 16]
-        highest = totals + padded * 16;           // [padded]
+        q = scratch;                           // [padded, width]
+        sums = q + padded * width;             // [padded, width]
+        scores = sums + padded * width;        // [padded, 64]
+        keys = scores + padded * kBlockKeys;   // [width, 64]
+        values = keys + width * kBlockKeys;    // [width / 64, 64, 64]
+        totals = values + width * kBlockKeys;  // [padded, 16]
+        highest = totals + padded * 16;        // [padded]
     }
 
     // Keys of the block at `block` that some of the queries [query, query + count) see, counted from its first.
@@ -384,8 +390,8 @@ inline F lane_sums(const F (&x)[16]) {
 // Scores of Q queries with a block of keys: s[key * Q + query], minus infinity up to the next whole sixteen.
 template <int Q>
 inline void score_keys(const float* q, const KeyRows& rows, float* s) {
-    constexpr int K = 16 / Q;                                    // keys of sixteen scores
-    constexpr int q_step = kSums >= 16 ? Q : (Q < 4 ? Q : 4);    // what registers hold at once
+    constexpr int K = 16 / Q;                                  // keys of sixteen scores
+    constexpr int q_step = kSums >= 16 ? Q : (Q < 4 ? Q : 4);  // what registers hold at once
     constexpr int k_step = kSums >= 16 ? K : (4 / q_step);
     for (long key = 0; key < rows.count; key += K) {
         const std::uint16_t* keys[K];
@@ -483,8 +489,7 @@ inline void add_weighted_values(const float* weights, const KeyRows& rows, const
         long d = 0;
         for (; d + 32 * wide <= rows.dim; d += 32 * wide)
             add_weighted<q_step, wide>(weights + i, Q, rows, d, factor + i, sums + i * rows.dim);
-        for (; d < rows.dim; d += 32)
-            add_weighted<q_step, 1>(weights + i, Q, rows, d, factor + i, sums + i * rows.dim);
+        for (; d < rows.dim; d += 32) add_weighted<q_step, 1>(weights + i, Q, rows, d, factor + i, sums + i * rows.dim);
     }
 }
 

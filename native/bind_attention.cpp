@@ -28,8 +28,9 @@ void write(Kernels& kernels, Address k, Address v, Address norm, float eps, bool
     check_heads(kv_heads, kv_heads, dim);
     const std::vector<KeyTarget> targets = targets_of(spans, rows);
     nb::gil_scoped_release unlocked;
-    write_keys(kernels, {at<const float>(k), at<const float>(v), at<const float>(norm), eps, normed_values,
-                         at<const float>(cos), at<const float>(sin), kv_heads, dim},
+    write_keys(kernels,
+               {at<const float>(k), at<const float>(v), at<const float>(norm), eps, normed_values, at<const float>(cos),
+                at<const float>(sin), kv_heads, dim},
                targets.data(), static_cast<long>(targets.size()));
 }
 
@@ -40,8 +41,9 @@ void read(Kernels& kernels, Address q, Address norm, float eps, Address cos, Add
     if (window < 0) throw nb::value_error("attention: a window counts tokens; 0 is none");
     const std::vector<KeySpan> seen = spans_of(spans, rows);
     nb::gil_scoped_release unlocked;
-    attend(kernels, {at<const float>(q), at<const float>(norm), eps, at<const float>(cos), at<const float>(sin),
-                     at<const std::int64_t>(positions), heads, kv_heads, dim, window, scale, at<float>(out)},
+    attend(kernels,
+           {at<const float>(q), at<const float>(norm), eps, at<const float>(cos), at<const float>(sin),
+            at<const std::int64_t>(positions), heads, kv_heads, dim, window, scale, at<float>(out)},
            seen.data(), static_cast<long>(seen.size()));
 }
 

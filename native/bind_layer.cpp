@@ -24,7 +24,9 @@ const Weight* matrix(const nb::dict& parts, const char* name) {
 }
 
 void check_shapes(const Layer& l) {
-    const auto fits = [](const Weight* w, long rows, long cols) { return !w || (w->layout.rows == rows && w->layout.cols == cols); };
+    const auto fits = [](const Weight* w, long rows, long cols) {
+        return !w || (w->layout.rows == rows && w->layout.cols == cols);
+    };
     const bool complete = l.q && l.o && l.gate && l.up && l.down && (!l.into == !l.back);
     if (!complete) throw nb::value_error("Layer: a matrix is missing");
     const long hidden = l.q->layout.cols, all = l.heads * l.dim, kv = l.kv_heads * l.dim, width = l.gate->layout.rows;
@@ -63,8 +65,8 @@ void keys(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos
     if (!owned.layer.k) throw nb::value_error("layer_keys: this layer reads another's keys");
     const std::vector<KeyTarget> targets = targets_of(spans, rows);
     nb::gil_scoped_release unlocked;
-    write_layer_keys(k, owned.layer, at<const float>(x), rows, {at<const float>(cos), at<const float>(sin)}, targets.data(),
-                     static_cast<long>(targets.size()));
+    write_layer_keys(k, owned.layer, at<const float>(x), rows, {at<const float>(cos), at<const float>(sin)},
+                     targets.data(), static_cast<long>(targets.size()));
 }
 
 void attention(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,

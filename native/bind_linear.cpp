@@ -1,4 +1,5 @@
-// Kernels, weights and products, as Python sees them. Addresses and sizes come from pocketgem/kernels, which checked them.
+// Kernels, weights and products, as Python sees them. Addresses and sizes come from pocketgem/kernels, which checked
+// them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -67,7 +68,8 @@ void fine_one(Kernels& k, Address x, long rows, Address norm, float eps, const O
     fine_linear(k, rows_of(x, rows, weight, norm, eps), weight.weight, at<float>(out));
 }
 
-void linear_many(Kernels& k, Address x, long rows, Address norm, float eps, nb::list owners, std::vector<Address> outs) {
+void linear_many(Kernels& k, Address x, long rows, Address norm, float eps, nb::list owners,
+                 std::vector<Address> outs) {
     const Weight* weights[kMostWeights];
     float* targets[kMostWeights];
     const auto count = owners.size();
@@ -75,15 +77,16 @@ void linear_many(Kernels& k, Address x, long rows, Address norm, float eps, nb::
     for (std::size_t i = 0; i < count; ++i) {
         weights[i] = &nb::cast<const OwnedWeight&>(owners[i]).weight;
         targets[i] = at<float>(outs[i]);
-        if (weights[i]->layout.cols != weights[0]->layout.cols) throw nb::value_error("linear: weights differ in columns");
+        if (weights[i]->layout.cols != weights[0]->layout.cols)
+            throw nb::value_error("linear: weights differ in columns");
     }
     nb::gil_scoped_release unlocked;
     linear(k, {at<const float>(x), rows, weights[0]->layout.cols, at<const float>(norm), eps}, weights, targets,
            static_cast<int>(count));
 }
 
-void geglu_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& gate, const OwnedWeight& up,
-               Address out) {
+void geglu_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& gate,
+               const OwnedWeight& up, Address out) {
     if (gate.weight.layout.rows != up.weight.layout.rows || gate.weight.layout.cols != up.weight.layout.cols)
         throw nb::value_error("geglu_linear: gate and up differ in shape");
     nb::gil_scoped_release unlocked;
@@ -110,18 +113,21 @@ struct ExpertStack {
 
 void make_stack(ExpertStack* self, nb::list gates, nb::list ups, nb::list downs) {
     const auto count = gates.size();
-    if (count == 0 || ups.size() != count || downs.size() != count) throw nb::value_error("Experts: lists differ in length");
+    if (count == 0 || ups.size() != count || downs.size() != count)
+        throw nb::value_error("Experts: lists differ in length");
     std::vector<Expert> experts;
     const auto weight = [](nb::handle owner) { return &nb::cast<const OwnedWeight&>(owner).weight; };
     for (std::size_t i = 0; i < count; ++i) experts.push_back({weight(gates[i]), weight(ups[i]), weight(downs[i])});
     const Layout &gate = experts[0].gate->layout, &down = experts[0].down->layout;
     for (const Expert& e : experts)
-        for (const auto& [one, rows, cols] : {std::tuple{e.gate, gate.rows, gate.cols}, std::tuple{e.up, gate.rows, gate.cols},
-                                              std::tuple{e.down, gate.cols, gate.rows}})
+        for (const auto& [one, rows, cols] :
+             {std::tuple{e.gate, gate.rows, gate.cols}, std::tuple{e.up, gate.rows, gate.cols},
+              std::tuple{e.down, gate.cols, gate.rows}})
             if (one->layout.rows != rows || one->layout.cols != cols) throw nb::value_error("Experts: shapes differ");
     for (const Expert& e : experts)  // one plan serves them all
         if (e.gate->layout.format.type != experts[0].gate->layout.format.type ||
-            e.up->layout.format.type != experts[0].up->layout.format.type || e.down->layout.format.type != down.format.type)
+            e.up->layout.format.type != experts[0].up->layout.format.type ||
+            e.down->layout.format.type != down.format.type)
             throw nb::value_error("Experts: types differ");
     nb::list owners;
     owners.append(gates), owners.append(ups), owners.append(downs);
@@ -145,8 +151,10 @@ void bind_linear(nb::module_& module) {
     module.def("built_sets", &built_sets, "Names of the kernel sets in this build, best first.");
     nb::class_<Pool>(module, "Pool").def(nb::init<int>(), nb::arg("threads"));
     nb::class_<Kernels>(module, "Kernels", "The kernels of one instruction set with their threads and scratch memory.")
-        .def("__init__", [](Kernels* self, const std::string& set, int threads) { new (self) Kernels(set_named(set), threads); },
-             nb::arg("set"), nb::arg("threads"))
+        .def(
+            "__init__",
+            [](Kernels* self, const std::string& set, int threads) { new (self) Kernels(set_named(set), threads); },
+            nb::arg("set"), nb::arg("threads"))
         .def_prop_ro("name", [](const Kernels& k) { return std::string(k.set.name); })
         .def_prop_ro("threads", [](const Kernels& k) { return k.pool.threads(); })
         .def_prop_ro("pool", [](Kernels& k) -> Pool& { return k.pool; }, nb::rv_policy::reference_internal);
@@ -155,7 +163,8 @@ void bind_linear(nb::module_& module) {
              nb::arg("size"), nb::arg("owner"))
         .def_prop_ro("rows", [](const OwnedWeight& w) { return w.weight.layout.rows; })
         .def_prop_ro("cols", [](const OwnedWeight& w) { return w.weight.layout.cols; });
-    nb::class_<ExpertStack>(module, "Experts", "The routed experts of one layer: gates, ups and downs of one shape each.")
+    nb::class_<ExpertStack>(module, "Experts",
+                            "The routed experts of one layer: gates, ups and downs of one shape each.")
         .def("__init__", &make_stack, nb::arg("gates"), nb::arg("ups"), nb::arg("downs"))
         .def_prop_ro("cols", [](const ExpertStack& stack) { return stack.experts[0].gate->layout.cols; });
     module.def("experts", &experts_run);

@@ -229,7 +229,8 @@ struct IQ4_XS {
     }
 };
 
-template <typename... Types> struct List {};
+template <typename... Types>
+struct List {};
 using All = List<Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS>;
 
 }  // namespace blocks

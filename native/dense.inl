@@ -1,4 +1,5 @@
-// Plain weights times float activations: lanes run along the columns, a small tile of outputs and rows shares its loads.
+// Plain weights times float activations: lanes run along the columns, a small tile of outputs and rows shares its
+// loads.
 namespace pocketgem {
 namespace {
 
@@ -66,7 +67,8 @@ void dense(int type, const void* weights, const float* x, long cols, long begin,
     dense_as<2>(weights, x, cols, begin, end, row, row_end, out, stride);
 }
 
-constexpr MatmulKernels kMatmul = {quantize, quantize_fine, direct, kDirectRows, unpack, correct, tiled, kTilePanels, dense};
+constexpr MatmulKernels kMatmul = {quantize, quantize_fine, direct,      kDirectRows, unpack,
+                                   correct,  tiled,         kTilePanels, dense};
 
 }  // namespace
 }  // namespace pocketgem

@@ -69,7 +69,8 @@ Stage stage_of(Kernels& k, const Gathered& gathered, const Ready& all, Buffer& m
 }
 
 // Rows of x in the order of their places.
-Ready spread(Kernels& k, const float* x, const Gathered& gathered, long chosen, long cols, bool packed, Buffer& memory) {
+Ready spread(Kernels& k, const float* x, const Gathered& gathered, long chosen, long cols, bool packed,
+             Buffer& memory) {
     const long all = static_cast<long>(gathered.pairs.size());
     float* rows = memory.of<float>(static_cast<std::size_t>(all * cols));
     k.pool.run((all + 15) / 16, [&](long part) {

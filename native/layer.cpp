@@ -5,7 +5,9 @@
 namespace pocketgem {
 namespace {
 
-float* rows_in(Buffer& buffer, long rows, long width) { return buffer.of<float>(static_cast<std::size_t>(rows * width)); }
+float* rows_in(Buffer& buffer, long rows, long width) {
+    return buffer.of<float>(static_cast<std::size_t>(rows * width));
+}
 
 }  // namespace
 
@@ -27,7 +29,8 @@ void attend_layer(Kernels& k, const Layer& l, const float* x, long rows, const A
     float* q = rows_in(k.layer[0], rows, width);
     float* seen = rows_in(k.layer[1], rows, width);
     linear(k, {x, rows, l.q->layout.cols, l.entry, l.eps}, &l.q, &q, 1);
-    attend(k, {q, l.q_norm, l.eps, angles.cos, angles.sin, positions, l.heads, l.kv_heads, l.dim, l.window, l.scale, seen},
+    attend(k,
+           {q, l.q_norm, l.eps, angles.cos, angles.sin, positions, l.heads, l.kv_heads, l.dim, l.window, l.scale, seen},
            spans, count);
     add_linear(k, {seen, rows, width, nullptr, 0}, *l.o, l.after_attention, l.eps, 1.0f, x, out);
 }

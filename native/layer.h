@@ -9,7 +9,8 @@
 namespace pocketgem {
 
 struct Layer {
-    const Weight *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;  // no k: another layer's keys; no v: values are k
+    const Weight *q = nullptr, *k = nullptr, *v = nullptr,
+                 *o = nullptr;  // no k: another layer's keys; no v: values are k
     const Weight *gate = nullptr, *up = nullptr, *down = nullptr;
     const Weight *into = nullptr, *back = nullptr;  // of the per-layer vector, where there is one
     const float *entry = nullptr, *q_norm = nullptr, *k_norm = nullptr, *after_attention = nullptr;

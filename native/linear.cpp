@@ -70,7 +70,8 @@ void geglu_linear(Kernels& k, const Rows& in, const Weight& gate, const Weight& 
     });
 }
 
-void gated_linear(Kernels& k, const Rows& in, const Weight& weight, const float* vectors, long vector_stride, float* out) {
+void gated_linear(Kernels& k, const Rows& in, const Weight& weight, const float* vectors, long vector_stride,
+                  float* out) {
     const Ready x = prepare(k, in, weight.packed);
     const Job job = job_of(k, weight, x, k.corrections[0]);
     over_panels(k, job, [&](long panel, long end) {

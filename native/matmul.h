@@ -9,21 +9,21 @@
 
 namespace pocketgem {
 
-// Rows of activations as the kernels read them. A group with an infinity or a NaN has a NaN scale: its row's results are
-// NaN, nobody else's.
+// Rows of activations as the kernels read them. A group with an infinity or a NaN has a NaN scale: its row's results
+// are NaN, nobody else's.
 struct Activations {
     long rows = 0, cols = 0;
-    std::int8_t* q = nullptr;         // [rows, cols]
-    float* scale = nullptr;           // [rows, cols / 32]
-    std::int32_t* sums16 = nullptr;   // [rows, cols / 16] sums of q
-    std::int32_t* sums32 = nullptr;   // [rows, cols / 32]
+    std::int8_t* q = nullptr;        // [rows, cols]
+    float* scale = nullptr;          // [rows, cols / 32]
+    std::int32_t* sums16 = nullptr;  // [rows, cols / 16] sums of q
+    std::int32_t* sums32 = nullptr;  // [rows, cols / 32]
 };
 
 // A tile of unpacked weights: `panels` panels side by side, ready for many rows.
 struct Tile {
-    std::uint8_t* q = nullptr;    // [cols / 4, panels, 64]
-    float* scale = nullptr;       // [cols / group, panels, 16]
-    float* minimum = nullptr;     // the same, where the format has minima
+    std::uint8_t* q = nullptr;  // [cols / 4, panels, 64]
+    float* scale = nullptr;     // [cols / group, panels, 16]
+    float* minimum = nullptr;   // the same, where the format has minima
     long panels = 0;
 };
 
@@ -42,8 +42,9 @@ struct MatmulKernels {
     void (*quantize_fine)(const float* x, const Activations& to, long row, long rest);
 
     // Few rows: panels [panel, panel_end) times rows [row, row_end) -> out[(r - row) * stride + column - panel * 16].
-    void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
-                   long panel, long panel_end, long row, long row_end, float* out, long stride);
+    void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x,
+                   const Corrections& corrections, long panel, long panel_end, long row, long row_end, float* out,
+                   long stride);
     long direct_rows;  // what `direct` multiplies at once; up to a few times as many it is the faster way
 
     // Many rows: unpack `tile.panels` panels once, then multiply all rows with them.
@@ -51,13 +52,13 @@ struct MatmulKernels {
     void (*correct)(const Layout& layout, const Activations& x, long row, long row_end, std::int32_t* start,
                     float* weight);
     // Columns of the tile past `columns` are computed and not stored.
-    void (*tiled)(const Layout& layout, const Tile& tile, const Activations& x, const Corrections& corrections, long row,
-                  long row_end, float* out, long stride, long columns);
+    void (*tiled)(const Layout& layout, const Tile& tile, const Activations& x, const Corrections& corrections,
+                  long row, long row_end, float* out, long stride, long columns);
     long tile_panels;
 
     // Plain weights [rows, cols] of 0: float32, 1: bfloat16, 2: float16; outputs [begin, end) of rows [row, row_end).
-    void (*dense)(int type, const void* weights, const float* x, long cols, long begin, long end, long row, long row_end,
-                  float* out, long stride);
+    void (*dense)(int type, const void* weights, const float* x, long cols, long begin, long end, long row,
+                  long row_end, float* out, long stride);
 };
 
 }  // namespace pocketgem

@@ -16,8 +16,8 @@ inline Panel panel_of(const Layout& layout, const std::uint8_t* bytes, long p) {
             at(layout.scale_unit), at(layout.minimum), at(layout.minimum_unit)};
 }
 
-// While many rows are multiplied the processor looks too few blocks ahead to keep memory busy by itself. Past the end of
-// a panel lies the next one; past the last, a hint for an address that is not there has no effect.
+// While many rows are multiplied the processor looks too few blocks ahead to keep memory busy by itself. Past the end
+// of a panel lies the next one; past the last, a hint for an address that is not there has no effect.
 constexpr long kBlocksAhead = 16;
 
 template <int bits>
@@ -27,7 +27,8 @@ inline void fetch_ahead(const Panel& panel, long block) {
     for (int line = 0; line < high; line += 64) prefetch(panel.high + (block + kBlocksAhead) * high + line);
 }
 
-// ---- a block of 32 columns as eight registers, register j: columns 4 j .. 4 j + 3 --------------------------------------
+// ---- a block of 32 columns as eight registers, register j: columns 4 j .. 4 j + 3
+// --------------------------------------
 
 template <int bits>
 inline void unpack_block(const Panel& panel, long block, B (&q)[8]) {
@@ -80,11 +81,13 @@ inline I dot(I sum, B weights, B x) {
 // The zero point as the operands have it: bytes may have been shifted into unsigned range.
 inline int operand_zero(const Format& format) { return format.bits == 8 ? kByteZero : format.zero; }
 
-// ---- few rows --------------------------------------------------------------------------------------------------------
+// ---- few rows
+// --------------------------------------------------------------------------------------------------------
 
 // One panel times R rows.
 template <int bits, int group, bool super, bool minimum, int R>
-inline void panel_rows(const Panel& panel, const Activations& x, const Corrections& corrections, long row, F (&sum)[R]) {
+inline void panel_rows(const Panel& panel, const Activations& x, const Corrections& corrections, long row,
+                       F (&sum)[R]) {
     constexpr int per_block = kBlock / group;  // groups a block
     constexpr int dots = 8 / per_block;        // registers a group
     const long blocks = x.cols / kBlock;
@@ -139,8 +142,8 @@ void direct_as(const Layout& layout, const std::uint8_t* bytes, const Activation
         const auto rows = [&](auto count) {
             constexpr int R = decltype(count)::value;
             for (; row_end - r >= R; r += R)
-                store_rows<bits, group, super, minimum, R>(layout, bytes, x, corrections, p, r, out + (r - row) * stride,
-                                                            stride);
+                store_rows<bits, group, super, minimum, R>(layout, bytes, x, corrections, p, r,
+                                                           out + (r - row) * stride, stride);
         };
         if constexpr (kDirectRows >= 10) rows(Count<10>{});
         if constexpr (kDirectRows >= 8) rows(Count<8>{});
@@ -150,7 +153,8 @@ void direct_as(const Layout& layout, const std::uint8_t* bytes, const Activation
     }
 }
 
-// ---- many rows -------------------------------------------------------------------------------------------------------
+// ---- many rows
+// -------------------------------------------------------------------------------------------------------
 
 template <int bits, int group, bool super, bool minimum>
 void unpack_as(const Layout& layout, const std::uint8_t* bytes, long first, const Tile& tile) {
@@ -228,16 +232,14 @@ inline void tile_rows(const Tile& tile, const Activations& x, const Corrections&
         for (int p = 0; p < P; ++p) {
             const long left = columns - p * kPanel;
             float* to = out + r * stride + p * kPanel;
-            if (left >= kPanel)
-                store(to, sum[r][p]);
-            else if (left > 0)
-                store_some(to, sum[r][p], static_cast<int>(left));
+            if (left >= kPanel) store(to, sum[r][p]);
+            else if (left > 0) store_some(to, sum[r][p], static_cast<int>(left));
         }
 }
 
 template <int bits, int group, bool minimum>
-void tiled_as(const Tile& tile, const Activations& x, const Corrections& corrections, long row, long row_end, float* out,
-              long stride, long columns) {
+void tiled_as(const Tile& tile, const Activations& x, const Corrections& corrections, long row, long row_end,
+              float* out, long stride, long columns) {
     long r = row;
     const auto rows = [&](auto count) {
         constexpr int R = decltype(count)::value;
@@ -250,7 +252,8 @@ void tiled_as(const Tile& tile, const Activations& x, const Corrections& correct
     rows(Count<1>{});
 }
 
-// ---- from a format to its instance -----------------------------------------------------------------------------------
+// ---- from a format to its instance
+// -----------------------------------------------------------------------------------
 
 // Calls `with(bits, group, super, minimum)` as compile-time numbers: one case for each shape in kFormats.
 template <typename With>
@@ -259,17 +262,28 @@ inline void specialise(const Format& f, const With& with) {
     using No = Count<0>;
     const int key = f.bits * 100 + (f.group == 16) * 4 + f.super * 2 + f.minimum;
     switch (key) {
-        case 400: return with(Count<4>{}, Count<32>{}, No{}, No{});
-        case 401: return with(Count<4>{}, Count<32>{}, No{}, Yes{});
-        case 403: return with(Count<4>{}, Count<32>{}, Yes{}, Yes{});
-        case 406: return with(Count<4>{}, Count<16>{}, Yes{}, No{});
-        case 407: return with(Count<4>{}, Count<16>{}, Yes{}, Yes{});
-        case 500: return with(Count<5>{}, Count<32>{}, No{}, No{});
-        case 501: return with(Count<5>{}, Count<32>{}, No{}, Yes{});
-        case 503: return with(Count<5>{}, Count<32>{}, Yes{}, Yes{});
-        case 606: return with(Count<6>{}, Count<16>{}, Yes{}, No{});
-        case 800: return with(Count<8>{}, Count<32>{}, No{}, No{});
-        case 802: return with(Count<8>{}, Count<32>{}, Yes{}, No{});
+        case 400:
+            return with(Count<4>{}, Count<32>{}, No{}, No{});
+        case 401:
+            return with(Count<4>{}, Count<32>{}, No{}, Yes{});
+        case 403:
+            return with(Count<4>{}, Count<32>{}, Yes{}, Yes{});
+        case 406:
+            return with(Count<4>{}, Count<16>{}, Yes{}, No{});
+        case 407:
+            return with(Count<4>{}, Count<16>{}, Yes{}, Yes{});
+        case 500:
+            return with(Count<5>{}, Count<32>{}, No{}, No{});
+        case 501:
+            return with(Count<5>{}, Count<32>{}, No{}, Yes{});
+        case 503:
+            return with(Count<5>{}, Count<32>{}, Yes{}, Yes{});
+        case 606:
+            return with(Count<6>{}, Count<16>{}, Yes{}, No{});
+        case 800:
+            return with(Count<8>{}, Count<32>{}, No{}, No{});
+        case 802:
+            return with(Count<8>{}, Count<32>{}, Yes{}, No{});
     }
 }
 
@@ -292,8 +306,8 @@ void tiled(const Layout& layout, const Tile& tile, const Activations& x, const C
            long row_end, float* out, long stride, long columns) {
     specialise(layout.format, [&](auto bits, auto group, auto, auto minimum) {
         constexpr int operand = decltype(bits)::value == 8 ? 8 : 4;  // 4 to 6 bits multiply alike
-        tiled_as<operand, decltype(group)::value, decltype(minimum)::value>(tile, x, corrections, row, row_end, out, stride,
-                                                                            columns);
+        tiled_as<operand, decltype(group)::value, decltype(minimum)::value>(tile, x, corrections, row, row_end, out,
+                                                                            stride, columns);
     });
 }
 

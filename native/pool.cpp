@@ -44,7 +44,8 @@ void Pool::share(long tasks, Call call, const void* body) {
     const unsigned round = round_.load(std::memory_order_relaxed) + 1;
     call_ = call, body_ = body, tasks_ = tasks;
     done_.store(0, std::memory_order_relaxed);
-    left_.store(static_cast<unsigned long long>(round) << 32 | static_cast<unsigned long long>(tasks), std::memory_order_release);
+    left_.store(static_cast<unsigned long long>(round) << 32 | static_cast<unsigned long long>(tasks),
+                std::memory_order_release);
     round_.store(round);
     if (asleep_.load() > 0) {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -55,8 +56,8 @@ void Pool::share(long tasks, Call call, const void* body) {
         spins < kPatience ? rest() : std::this_thread::yield();
 }
 
-// `call_` and its fellows are read only after a task of their own round was taken: the caller cannot leave `share`, and so
-// not change them, before that task is done. Taking a task looks at nothing but the one atomic word.
+// `call_` and its fellows are read only after a task of their own round was taken: the caller cannot leave `share`, and
+// so not change them, before that task is done. Taking a task looks at nothing but the one atomic word.
 void Pool::take(unsigned round) {
     for (;;) {
         unsigned long long left = left_.load(std::memory_order_acquire);

@@ -1,5 +1,5 @@
-// Threads that share the tasks of one kernel call. A task is taken when a thread is free, so a core that another process
-// holds, or a slower core of a hybrid processor, delays one task and not the whole.
+// Threads that share the tasks of one kernel call. A task is taken when a thread is free, so a core that another
+// process holds, or a slower core of a hybrid processor, delays one task and not the whole.
 #pragma once
 
 #include <atomic>
@@ -41,8 +41,8 @@ private:
     Call call_ = nullptr;
     const void* body_ = nullptr;
     long tasks_ = 0;
-    // The round in the high half, the tasks not yet taken in the low half: a thread that wakes late cannot take a task of
-    // a later round by mistake.
+    // The round in the high half, the tasks not yet taken in the low half: a thread that wakes late cannot take a task
+    // of a later round by mistake.
     alignas(64) std::atomic<unsigned long long> left_{0};
     alignas(64) std::atomic<long> done_{0};
     alignas(64) std::atomic<unsigned> round_{0};

@@ -5,18 +5,23 @@
 namespace pocketgem {
 namespace {
 
-constexpr long kTileBytes = 256 << 10;   // unpacked weights a task works on: they stay in the second-level cache
-constexpr long kRowsAtOnce = 24;         // activations a tile passes over while they are in the first level
-constexpr long kTasksAThread = 8;        // small enough that no thread waits long for the last one
-constexpr long kLeastBytes = 32 << 10;   // and large enough that taking a task costs nothing
+constexpr long kTileBytes = 256 << 10;  // unpacked weights a task works on: they stay in the second-level cache
+constexpr long kRowsAtOnce = 24;        // activations a tile passes over while they are in the first level
+constexpr long kTasksAThread = 8;       // small enough that no thread waits long for the last one
+constexpr long kLeastBytes = 32 << 10;  // and large enough that taking a task costs nothing
 
-// ---- activations -----------------------------------------------------------------------------------------------------
+// ---- activations
+// -----------------------------------------------------------------------------------------------------
 
 }  // namespace
 
 Activations room_for(Kernels& k, long rows, long cols) {
     const auto size = static_cast<std::size_t>(rows * cols);
-    return {rows, cols, k.quants.of<std::int8_t>(size), k.scales.of<float>(size / 32), k.sums16.of<std::int32_t>(size / 16),
+    return {rows,
+            cols,
+            k.quants.of<std::int8_t>(size),
+            k.scales.of<float>(size / 32),
+            k.sums16.of<std::int32_t>(size / 16),
             k.sums32.of<std::int32_t>(size / 32)};
 }
 
@@ -48,7 +53,8 @@ namespace {
 
 bool few(const Kernels& k, long rows) { return rows <= 4 * k.set.matmul.direct_rows; }
 
-// ---- one task: some panels of one matrix, all rows -------------------------------------------------------------------
+// ---- one task: some panels of one matrix, all rows
+// -------------------------------------------------------------------
 
 void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride) {
     const Layout& layout = job.weight->layout;
@@ -59,15 +65,17 @@ void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long pane
     std::uint8_t* memory = scratch->of<std::uint8_t>(static_cast<std::size_t>(tiles * (q_bytes + 2 * scale_bytes)));
     const auto tile_at = [&](long i) {
         std::uint8_t* at = memory + i * (q_bytes + 2 * scale_bytes);
-        return Tile{at, reinterpret_cast<float*>(at + q_bytes), reinterpret_cast<float*>(at + q_bytes + scale_bytes), width};
+        return Tile{at, reinterpret_cast<float*>(at + q_bytes), reinterpret_cast<float*>(at + q_bytes + scale_bytes),
+                    width};
     };
     for (long i = 0; i < tiles; ++i) k.set.matmul.unpack(layout, job.weight->bytes, panel + i * width, tile_at(i));
     for (long row = 0; row < x.rows; row += kRowsAtOnce)
         for (long i = 0; i < tiles; ++i) {
             const long column = i * width * kPanel;
             const long end = std::min(panel_end * kPanel, layout.rows) - panel * kPanel;
-            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row, std::min(x.rows, row + kRowsAtOnce),
-                               out + row * stride + column, stride, std::min(width * kPanel, end - column));
+            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row,
+                               std::min(x.rows, row + kRowsAtOnce), out + row * stride + column, stride,
+                               std::min(width * kPanel, end - column));
         }
 }
 
@@ -88,7 +96,8 @@ void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_
 
 namespace {
 
-// ---- planning --------------------------------------------------------------------------------------------------------
+// ---- planning
+// --------------------------------------------------------------------------------------------------------
 
 long bytes_a_panel(const Weight& w) {
     if (w.packed) return w.layout.bytes / std::max(1l, w.layout.panels);

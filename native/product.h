@@ -27,7 +27,8 @@ Activations room_for(Kernels& kernels, long rows, long cols);
 // Norms the rows where asked, and quantises them where a packed matrix will read them.
 Ready prepare(Kernels& kernels, const Rows& in, bool packed);
 
-// Packed products of twice the rows, which add up in pairs: row r and row in.rows + r. See MatmulKernels::quantize_fine.
+// Packed products of twice the rows, which add up in pairs: row r and row in.rows + r. See
+// MatmulKernels::quantize_fine.
 Ready prepare_fine(Kernels& kernels, const Rows& in);
 
 // Plans the product of `rows` rows with a matrix; `memory` holds its corrections until the product is done.

@@ -17,7 +17,8 @@ using WriteSpan = std::tuple<long, long, Address, Address>;             // start
 using ReadSpan = std::tuple<long, long, Address, Address, long, long>;  // start, stop, k, v, first, keys
 
 inline void check_rows(long start, long stop, long rows) {
-    if (start < 0 || stop < start || stop > rows) throw nanobind::value_error("attention: a span is not within the rows");
+    if (start < 0 || stop < start || stop > rows)
+        throw nanobind::value_error("attention: a span is not within the rows");
 }
 
 inline std::vector<KeyTarget> targets_of(const std::vector<WriteSpan>& spans, long rows) {

@@ -47,11 +47,13 @@ inline F load_bf16(const std::uint16_t* p) {
 }
 inline F load_i8(const std::int8_t* p) {
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
 }
 inline F load_u8(const std::uint8_t* p) {
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
 }
 inline F operator+(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 inline F operator-(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -159,7 +161,7 @@ inline void transpose(I (&x)[16]) {  // lane j of register i to lane i of regist
 }
 constexpr int kSums = 6;  // accumulators (F) that leave registers for the operands of a product
 
-// ---- sixteen rows of four bytes --------------------------------------------------------------------------------------
+// ---- sixteen rows of four bytes -------------------------------------------------------------------------------------
 
 inline B load_bytes(const void* p) { return {load256(p), load256(static_cast<const char*>(p) + 32)}; }
 inline void store_bytes(void* p, B x) {
@@ -182,7 +184,8 @@ template <int at, int width> inline __m256i moved_high(__m256i high) {
     return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << width) - 1) << 4)));
 }
 template <int at, int width> inline B with_high(B low, B high) {
-    return {_mm256_or_si256(low.a, moved_high<at, width>(high.a)), _mm256_or_si256(low.b, moved_high<at, width>(high.b))};
+    return {_mm256_or_si256(low.a, moved_high<at, width>(high.a)),
+            _mm256_or_si256(low.b, moved_high<at, width>(high.b))};
 }
 
 #ifdef __AVXVNNI__

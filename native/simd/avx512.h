@@ -105,7 +105,7 @@ inline void transpose(I (&x)[16]) {  // lane j of register i to lane i of regist
 }
 constexpr int kSums = 24;  // accumulators (F) that leave registers for the operands of a product
 
-// ---- sixteen rows of four bytes --------------------------------------------------------------------------------------
+// ---- sixteen rows of four bytes -------------------------------------------------------------------------------------
 
 constexpr int kByteZero = 128;  // what `byte_operand` adds to a signed byte
 inline B load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }

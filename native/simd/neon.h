@@ -141,7 +141,7 @@ inline void transpose(I (&x)[16]) {  // lane j of register i to lane i of regist
 }
 constexpr int kSums = 6;  // accumulators (F) that leave registers for the operands of a product
 
-// ---- sixteen rows of four bytes ------------------------------------------------------------------------------------
+// ---- sixteen rows of four bytes -------------------------------------------------------------------------------------
 
 constexpr int kByteZero = 0;  // products of bytes are signed here
 inline B load_bytes(const void* p) {

@@ -124,7 +124,7 @@ inline void transpose(I (&x)[16]) {  // lane j of register i to lane i of regist
 }
 constexpr int kSums = 6;  // accumulators (F) that leave registers for the operands of a product
 
-// ---- sixteen rows of four bytes --------------------------------------------------------------------------------------
+// ---- sixteen rows of four bytes -------------------------------------------------------------------------------------
 
 constexpr int kByteZero = 0;
 inline B load_bytes(const void* p) {
@@ -141,7 +141,8 @@ inline B repeat4(const std::int8_t* p) {
 inline B byte_operand(B a) { return a; }
 inline I dot_byte(I s, B w, B x) {
     for (int i = 0; i < 16; ++i)
-        for (int b = 0; b < 4; ++b) s.v[i] += static_cast<std::int8_t>(w.v[4 * i + b]) * static_cast<std::int8_t>(x.v[4 * i + b]);
+        for (int b = 4 * i; b < 4 * i + 4; ++b)
+            s.v[i] += static_cast<std::int8_t>(w.v[b]) * static_cast<std::int8_t>(x.v[b]);
     return s;
 }
 inline I dot_small(I s, B w, B x) { return dot_byte(s, w, x); }

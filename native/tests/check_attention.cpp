@@ -42,7 +42,9 @@ struct Call {
 
     // `keys`, and the position of the first: the last rows of each sequence are its last positions.
     Call(Random& random, const Shape& shape, const long (&counts)[2], const long (&keys)[2], long first)
-        : shape(shape), rows(counts[0] + counts[1]), q(random.floats(rows * shape.heads * shape.dim)),
+        : shape(shape),
+          rows(counts[0] + counts[1]),
+          q(random.floats(rows * shape.heads * shape.dim)),
           norm(random.floats(shape.dim, 2)) {
         for (long i = 0; i < rows * shape.dim / 2; ++i) {
             const float angle = random.unit() * 3;
@@ -57,8 +59,8 @@ struct Call {
         }
     }
     Queries queries(float* out) const {
-        return {q.data(), norm.data(), kEps, cos.data(), sin.data(), positions.data(), shape.heads, shape.kv_heads,
-                shape.dim, shape.window, 0.3f, out};
+        return {q.data(),    norm.data(),    kEps,      cos.data(),   sin.data(), positions.data(),
+                shape.heads, shape.kv_heads, shape.dim, shape.window, 0.3f,       out};
     }
 };
 

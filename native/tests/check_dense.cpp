@@ -16,8 +16,8 @@ struct Plain {
 Plain plain(Random& random, int type, long count) {
     Plain all;
     for (long i = 0; i < count; ++i) {
-        const std::uint16_t bits = type == 2 ? random_half(random, true)
-                                             : static_cast<std::uint16_t>(bits_of(random.unit()) >> 16);
+        const std::uint16_t bits =
+            type == 2 ? random_half(random, true) : static_cast<std::uint16_t>(bits_of(random.unit()) >> 16);
         if (type == 0) all.floats.push_back(random.unit());
         if (type != 0) all.halves.push_back(bits);
         all.values.push_back(type == 0 ? all.floats.back() : type == 1 ? bfloat(bits) : half(bits));

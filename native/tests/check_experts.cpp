@@ -54,20 +54,24 @@ void check_layer(const KernelSet& set, const char* type, long rows, Report& repo
     const long top = rows % 2 ? 1 : 3;
     const Layer layer(random, type, 8, top, rows);
     const Input in(set, random.floats(rows * kHidden, 3), {}, kHidden), inner = halfway(set, layer, in);
-    check_call(set, rows, kHidden, [&](Kernels& k, long count, float* out) {
-        run_experts(k, in.x.data(), count, layer.experts.data(), layer.count(),
-                    {layer.chosen.data(), layer.shares.data(), top}, out);
-    }, [&](long r, long n) {
-        Value sum;
-        for (long c = 0; c < top; ++c) {
-            const Either& down = layer.downs[static_cast<std::size_t>(layer.expert(r, c))];
-            const Value product = inner.times(down, r * top + c, n);
-            const double share = layer.shares[static_cast<std::size_t>(r * top + c)];
-            sum.value += share * product.value;
-            sum.error += std::fabs(share) * (product.error + std::fabs(product.value) * 8 * 0x1p-24);
-        }
-        return sum;
-    }, "run_experts", report);
+    check_call(
+        set, rows, kHidden,
+        [&](Kernels& k, long count, float* out) {
+            run_experts(k, in.x.data(), count, layer.experts.data(), layer.count(),
+                        {layer.chosen.data(), layer.shares.data(), top}, out);
+        },
+        [&](long r, long n) {
+            Value sum;
+            for (long c = 0; c < top; ++c) {
+                const Either& down = layer.downs[static_cast<std::size_t>(layer.expert(r, c))];
+                const Value product = inner.times(down, r * top + c, n);
+                const double share = layer.shares[static_cast<std::size_t>(r * top + c)];
+                sum.value += share * product.value;
+                sum.error += std::fabs(share) * (product.error + std::fabs(product.value) * 8 * 0x1p-24);
+            }
+            return sum;
+        },
+        "run_experts", report);
 }
 
 }  // namespace

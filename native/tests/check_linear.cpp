@@ -19,38 +19,48 @@ void check_three(const KernelSet& set, const Input& in, const Either (&weights)[
             for (int i = 0; i < 3; ++i)
                 out = std::copy_n(outs[i] + r * weights[i].outputs(), weights[i].outputs(), out);
     };
-    check_call(set, in.rows, all, run, [&](long r, long n) {
-        const int i = n < a ? 0 : n < ab ? 1 : 2;
-        return in.times(weights[i], r, n - (i == 0 ? 0 : i == 1 ? a : ab));
-    }, "linear", report);
+    check_call(
+        set, in.rows, all, run,
+        [&](long r, long n) {
+            const int i = n < a ? 0 : n < ab ? 1 : 2;
+            return in.times(weights[i], r, n - (i == 0 ? 0 : i == 1 ? a : ab));
+        },
+        "linear", report);
 }
 
 void check_gates(const KernelSet& set, const Input& in, const Either& gate, const Either& up, Report& report) {
     const long width = gate.outputs();
-    check_call(set, in.rows, width, [&](Kernels& k, long rows, float* out) {
-        geglu_linear(k, in.first(rows), gate.weight, up.weight, out);
-    }, [&](long r, long n) { return gated(in.times(gate, r, n), in.times(up, r, n)); }, "geglu_linear", report);
+    check_call(
+        set, in.rows, width,
+        [&](Kernels& k, long rows, float* out) { geglu_linear(k, in.first(rows), gate.weight, up.weight, out); },
+        [&](long r, long n) { return gated(in.times(gate, r, n), in.times(up, r, n)); }, "geglu_linear", report);
     Random random(9);
     const std::vector<float> vectors = random.floats(in.rows * (width + 5));
-    check_call(set, in.rows, width, [&](Kernels& k, long rows, float* out) {
-        gated_linear(k, in.first(rows), gate.weight, vectors.data(), width + 5, out);
-    }, [&](long r, long n) {
-        return gated(in.times(gate, r, n), {vectors[static_cast<std::size_t>(r * (width + 5) + n)], 0});
-    }, "gated_linear", report);
+    check_call(
+        set, in.rows, width,
+        [&](Kernels& k, long rows, float* out) {
+            gated_linear(k, in.first(rows), gate.weight, vectors.data(), width + 5, out);
+        },
+        [&](long r, long n) {
+            return gated(in.times(gate, r, n), {vectors[static_cast<std::size_t>(r * (width + 5) + n)], 0});
+        },
+        "gated_linear", report);
 }
 
 // The product with the rows as int8, and with what that rounding left of them.
 void check_fine(const KernelSet& set, const Input& in, const Either& weight, Report& report) {
     const Quantised halves = Quantised::fine(set, in.x, kCols);
-    check_call(set, in.rows, weight.outputs(), [&](Kernels& k, long rows, float* out) {
-        fine_linear(k, in.first(rows), weight.weight, out);
-    }, [&](long r, long n) {
-        if (!weight.matrix) return in.times(weight, r, n);
-        const Value first = weight.matrix->times(halves.view, r, n);
-        const Value rest = weight.matrix->times(halves.view, in.rows + r, n);
-        const double value = first.value + rest.value;
-        return Value{value, first.error + rest.error + std::fabs(value) * 0x1p-24};
-    }, "fine_linear", report);
+    check_call(
+        set, in.rows, weight.outputs(),
+        [&](Kernels& k, long rows, float* out) { fine_linear(k, in.first(rows), weight.weight, out); },
+        [&](long r, long n) {
+            if (!weight.matrix) return in.times(weight, r, n);
+            const Value first = weight.matrix->times(halves.view, r, n);
+            const Value rest = weight.matrix->times(halves.view, in.rows + r, n);
+            const double value = first.value + rest.value;
+            return Value{value, first.error + rest.error + std::fabs(value) * 0x1p-24};
+        },
+        "fine_linear", report);
 }
 
 void check_add(const KernelSet& set, const Input& in, const Either& weight, Report& report) {
@@ -65,17 +75,22 @@ void check_add(const KernelSet& set, const Input& in, const Either& weight, Repo
         }
         scales.push_back(inverse_rms(products.data() + r * width, width, kEps));
     }
-    check_call(set, in.rows, width, [&](Kernels& k, long rows, float* out) {
-        const bool in_place = rows % 2;
-        if (in_place) std::copy_n(residual.data(), rows * width, out);
-        add_linear(k, in.first(rows), weight.weight, post.data(), kEps, 0.5f, in_place ? out : residual.data(), out);
-    }, [&](long r, long n) {
-        const auto at = static_cast<std::size_t>(r * width + n);
-        const double scale = scales[static_cast<std::size_t>(r)];
-        const double normed = products[at] * scale * post[static_cast<std::size_t>(n)];
-        const double error = errors[at] * scale + 1e-5 * (std::fabs(normed) + std::fabs(residual[at]) + 1);
-        return Value{(residual[at] + normed) * 0.5, error};
-    }, "add_linear", report);
+    check_call(
+        set, in.rows, width,
+        [&](Kernels& k, long rows, float* out) {
+            const bool in_place = rows % 2;
+            if (in_place) std::copy_n(residual.data(), rows * width, out);
+            add_linear(k, in.first(rows), weight.weight, post.data(), kEps, 0.5f, in_place ? out : residual.data(),
+                       out);
+        },
+        [&](long r, long n) {
+            const auto at = static_cast<std::size_t>(r * width + n);
+            const double scale = scales[static_cast<std::size_t>(r)];
+            const double normed = products[at] * scale * post[static_cast<std::size_t>(n)];
+            const double error = errors[at] * scale + 1e-5 * (std::fabs(normed) + std::fabs(residual[at]) + 1);
+            return Value{(residual[at] + normed) * 0.5, error};
+        },
+        "add_linear", report);
 }
 
 }  // namespace

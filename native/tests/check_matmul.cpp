@@ -150,8 +150,8 @@ Results tiled(const Products& p, long row, long rows) {
         std::vector<float> scale(lanes), minimum(lanes);
         const Tile tile{q.data(), scale.data(), minimum.data(), width};
         p.set.matmul.unpack(layout, p.matrix.bytes.data(), panel, tile);
-        p.set.matmul.tiled(layout, tile, p.x, corrected.get(), row, row + rows, out.at(0, panel * 16),
-                           out.stride, std::min(width * 16, layout.rows - panel * 16));
+        p.set.matmul.tiled(layout, tile, p.x, corrected.get(), row, row + rows, out.at(0, panel * 16), out.stride,
+                           std::min(width * 16, layout.rows - panel * 16));
     }
     return out;
 }

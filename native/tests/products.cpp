@@ -36,8 +36,12 @@ Value Either::times(const std::vector<float>& x, const Quantised& quantised, lon
 }
 
 Input::Input(const KernelSet& set, std::vector<float> rows_of_x, std::vector<float> weights_of_norm, long cols)
-    : x(std::move(rows_of_x)), norm(std::move(weights_of_norm)), normed(normed_by(set, x, norm)),
-      quantised(set, normed, cols), rows(static_cast<long>(x.size()) / cols), cols(cols) {}
+    : x(std::move(rows_of_x)),
+      norm(std::move(weights_of_norm)),
+      normed(normed_by(set, x, norm)),
+      quantised(set, normed, cols),
+      rows(static_cast<long>(x.size()) / cols),
+      cols(cols) {}
 
 // gelu is never steeper than 1.13.
 Value gated(Value gate, Value by) {

@@ -3,7 +3,10 @@
 namespace pocketgem::check {
 
 Quantised::Quantised(long rows, long cols)
-    : q(static_cast<std::size_t>(rows * cols)), scale(q.size() / 32), sums16(q.size() / 16), sums32(q.size() / 32),
+    : q(static_cast<std::size_t>(rows * cols)),
+      scale(q.size() / 32),
+      sums16(q.size() / 16),
+      sums32(q.size() / 32),
       view{rows, cols, q.data(), scale.data(), sums16.data(), sums32.data()} {}
 
 Quantised::Quantised(const KernelSet& set, const std::vector<float>& x, long cols)
