@@ -95,3 +95,11 @@ def test_an_expert_half_without_the_other_is_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "half.gguf", "gemma4", metadata, tensors)
     with pytest.raises(CheckpointError, match=r"ffn_gate_exps.weight has no blk.0.ffn_up_exps.weight"):
         load(tmp_path / "half.gguf")
+
+
+def test_every_gemma_4_file_says_how_wide_its_per_layer_vectors_are(source: Checkpoint, written: Path) -> None:
+    """llama.cpp refuses a Gemma 4 file without the key, also where there is no such table."""
+    key = f"{source.config.family}.embedding_length_per_layer_input"
+    width = 0 if source.config.per_layer is None else source.config.per_layer.hidden_size
+    expected = None if source.config.family == "gemma3" else width
+    assert GGUFFile.open(written).metadata.get(key) == expected

@@ -67,8 +67,8 @@ def _optional(config: ModelConfig) -> dict[str, object]:
         meta = {"attention.scale": config.attention_scale}
     if config.final_logit_softcapping is not None:
         meta["final_logit_softcapping"] = config.final_logit_softcapping
-    if config.per_layer is not None:
-        meta["embedding_length_per_layer_input"] = config.per_layer.hidden_size
+    if config.family != "gemma3":  # llama.cpp refuses a Gemma 4 file without it, so files without the table say 0
+        meta["embedding_length_per_layer_input"] = 0 if config.per_layer is None else config.per_layer.hidden_size
     if config.experts is not None:
         meta["expert_count"] = config.experts.num_experts
         meta["expert_used_count"] = config.experts.top_k
