@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 
 import torch
 
+from pocketgem.bench.protocol import timed
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.config import ModelConfig, decoder_shapes
 from pocketgem.config.counts import group_of
@@ -48,15 +47,9 @@ def read_bandwidth(threads: int, size: int = ARRAY) -> float:
     torch.set_num_threads(threads)
     try:
         data = torch.ones(size // 8, dtype=torch.int64)
-        return size / min(_timed(data.sum) for _ in range(TRIES)) / 1e9
+        return size / min(timed(data.sum) for _ in range(TRIES)) / 1e9
     finally:
         torch.set_num_threads(before)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def available_memory() -> int | None:

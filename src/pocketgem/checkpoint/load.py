@@ -142,13 +142,13 @@ def _gguf_text(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, TextTenso
         if not members and name != "rope_freqs.weight":  # that one is read into the config
             others[name] = tensor
         for index, member in enumerate(members):
-            text[member] = _member(tensor, index) if names.stack_index(member) is not None else tensor
+            text[member] = member_of(tensor, index) if names.stack_index(member) is not None else tensor
     for name in [name for name in others if name.endswith(".ffn_gate_exps.weight")]:
         text[f"layers.{name.split('.')[1]}.experts.gate_up_proj"] = _joined(others, name)
     return text, others
 
 
-def _member(stack: StoredTensor, index: int) -> StoredTensor:
+def member_of(stack: StoredTensor, index: int) -> StoredTensor:
     """Matrix ``index`` of a stack ``[members, out, in]``; members lie one after another."""
     size = stack.nbytes // stack.shape[0]
     start = stack.start + index * size

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 
 from pocketgem.checkpoint import names
-from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor
+from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor, member_of
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.kernels.compute import HEAD_DIM_STEP, Compute, Weight
@@ -154,18 +154,10 @@ def _matrices(name: str, checkpoint: Checkpoint) -> list[StoredTensor]:
 
 def _members(stack: StoredTensor) -> list[StoredTensor]:
     """The matrices of ``[members, rows, cols]``; they lie one after another."""
-    count, rows, _ = stack.shape
-    return [_cut(stack, stack.shape[1:], i * rows, rows, count * rows) for i in range(count)]
+    return [member_of(stack, index) for index in range(stack.shape[0])]
 
 
 def _halves(matrix: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
     rows, cols = matrix.shape
-    first, second = (_cut(matrix, (rows // 2, cols), i * rows // 2, rows // 2, rows) for i in range(2))
-    return first, second
-
-
-def _cut(whole: StoredTensor, shape: tuple[int, ...], row: int, rows: int, all_rows: int) -> StoredTensor:
-    """Rows ``row`` to ``row + rows`` of ``all_rows``, as a tensor of ``shape``."""
-    size = whole.nbytes // all_rows
-    start = whole.start + row * size
-    return replace(whole, shape=shape, start=start, end=start + rows * size)
+    pair = replace(matrix, shape=(2, rows // 2, cols))
+    return member_of(pair, 0), member_of(pair, 1)

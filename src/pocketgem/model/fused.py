@@ -167,10 +167,7 @@ class FusedPerLayerInputs(nn.Module):
 
     def __init__(self, plain: PerLayerInputs, compute: Compute) -> None:
         super().__init__()
-        if plain.table is None:
-            raise RuntimeError("per-layer table not attached: build models through checkpoint.load")
-        self.compute, self.shape, self.table = compute, plain.shape, plain.table
-        self.vocab_size, self.table_scale = plain.vocab_size, plain.table_scale
+        self.compute, self.shape, self.identity = compute, plain.shape, plain.identity
         self.projection = matrix_of(plain.per_layer_model_projection)
         weight, eps = plain.per_layer_projection_norm.weight, plain.per_layer_projection_norm.eps
         # norm(s * y) is norm(y) with eps / s^2: the projection's scale needs no pass of its own.
@@ -178,8 +175,7 @@ class FusedPerLayerInputs(nn.Module):
 
     def forward(self, ids: Tensor, x: Tensor) -> Tensor:
         """ids: ``[rows]``; x: scaled input embeddings ``[rows, hidden]``. Returns ``[rows, layers, dim]``."""
-        inside = torch.where(ids < self.vocab_size, ids, 0)
-        vectors = self.table.rows(inside, self.table_scale)
+        vectors = self.identity(ids)
         projected = self.compute.linear(x, self.projection).view(-1, self.shape[1])
         self.compute.add_norm_(vectors.view(-1, self.shape[1]), projected, self.norm, INPUT_SCALE)
         return vectors

@@ -35,9 +35,9 @@ class PerLayerInputs(nn.Module):
         """ids: ``[rows]``; x: scaled input embeddings ``[rows, hidden]``."""
         projected: Tensor = self.per_layer_model_projection(x) * self.context_scale
         context: Tensor = self.per_layer_projection_norm(projected.view(len(x), *self.shape))
-        return (context + self._identity(ids).to(x.dtype)) * INPUT_SCALE
+        return (context + self.identity(ids).to(x.dtype)) * INPUT_SCALE
 
-    def _identity(self, ids: Tensor) -> Tensor:
+    def identity(self, ids: Tensor) -> Tensor:
         """The token's own row. Ids past the table (media placeholders of Gemma 3n) take row 0, the padding token's."""
         if self.table is None:
             raise RuntimeError("per-layer table not attached: build models through checkpoint.load")
