@@ -97,16 +97,9 @@ void run_experts(Kernels& k, const float* x, long rows, const Expert* experts, l
     const Stage ups = stage_of(k, gathered, in, k.corrections[1], [&](long e) { return experts[e].up; });
     k.pool.run(static_cast<long>(gates.turns.size()), [&](long i) {
         const Turn& turn = gates.turns[static_cast<std::size_t>(i)];
-        const Ready& ready = gates.rows[turn.group];
-        const Job &gate = gates.jobs[turn.group], &up = ups.jobs[turn.group];
-        const long columns = columns_of(*gate.weight, turn.panel, turn.end);
         float* to = inner + gathered.groups[turn.group].begin * width + turn.panel * kPanel;
-        Lender::Loan scratch(k.scratch);
-        float* opened = scratch->of<float>(static_cast<std::size_t>(ready.rows * columns));
-        compute(k, gate, ready, turn.panel, turn.end, opened, columns);
-        compute(k, up, ready, turn.panel, turn.end, to, width);
-        for (long r = 0; r < ready.rows; ++r)
-            k.set.element.geglu(opened + r * columns, to + r * width, to + r * width, columns);
+        compute_gated(k, gates.jobs[turn.group], ups.jobs[turn.group], gates.rows[turn.group], turn.panel, turn.end, to,
+                      width);
     });
 
     const Ready halfway = prepare(k, {inner, all, width, nullptr, 0}, any.down->packed);

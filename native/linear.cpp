@@ -59,14 +59,7 @@ void geglu_linear(Kernels& k, const Rows& in, const Weight& gate, const Weight& 
     const Ready x = prepare(k, in, gate.packed || up.packed);
     const Job gates = job_of(k, gate, x, k.corrections[0]), ups = job_of(k, up, x, k.corrections[1]);
     over_panels(k, gates, [&](long panel, long end) {
-        const long columns = columns_of(gate, panel, end), stride = gate.layout.rows;
-        float* to = out + panel * kPanel;
-        Lender::Loan scratch(k.scratch);
-        float* opened = scratch->of<float>(static_cast<std::size_t>(x.rows * columns));
-        compute(k, gates, x, panel, end, opened, columns);
-        compute(k, ups, x, panel, end, to, stride);
-        for (long r = 0; r < x.rows; ++r)
-            k.set.element.geglu(opened + r * columns, to + r * stride, to + r * stride, columns);
+        compute_gated(k, gates, ups, x, panel, end, out + panel * kPanel, gate.layout.rows);
     });
 }
 

@@ -27,8 +27,7 @@ inline void fetch_ahead(const Panel& panel, long block) {
     for (int line = 0; line < high; line += 64) prefetch(panel.high + (block + kBlocksAhead) * high + line);
 }
 
-// ---- a block of 32 columns as eight registers, register j: columns 4 j .. 4 j + 3
-// --------------------------------------
+// ---- a block of 32 columns as eight registers, register j: columns 4 j .. 4 j + 3 ---------------------------------
 
 template <int bits>
 inline void unpack_block(const Panel& panel, long block, B (&q)[8]) {
@@ -81,8 +80,7 @@ inline I dot(I sum, B weights, B x) {
 // The zero point as the operands have it: bytes may have been shifted into unsigned range.
 inline int operand_zero(const Format& format) { return format.bits == 8 ? kByteZero : format.zero; }
 
-// ---- few rows
-// --------------------------------------------------------------------------------------------------------
+// ---- few rows -----------------------------------------------------------------------------------------------------
 
 // One panel times R rows.
 template <int bits, int group, bool super, bool minimum, int R>
@@ -153,8 +151,7 @@ void direct_as(const Layout& layout, const std::uint8_t* bytes, const Activation
     }
 }
 
-// ---- many rows
-// -------------------------------------------------------------------------------------------------------
+// ---- many rows ----------------------------------------------------------------------------------------------------
 
 template <int bits, int group, bool super, bool minimum>
 void unpack_as(const Layout& layout, const std::uint8_t* bytes, long first, const Tile& tile) {
@@ -252,8 +249,7 @@ void tiled_as(const Tile& tile, const Activations& x, const Corrections& correct
     rows(Count<1>{});
 }
 
-// ---- from a format to its instance
-// -----------------------------------------------------------------------------------
+// ---- from a format to its instance --------------------------------------------------------------------------------
 
 // Calls `with(bits, group, super, minimum)` as compile-time numbers: one case for each shape in kFormats.
 template <typename With>

@@ -10,8 +10,7 @@ constexpr long kRowsAtOnce = 24;        // activations a tile passes over while 
 constexpr long kTasksAThread = 8;       // small enough that no thread waits long for the last one
 constexpr long kLeastBytes = 32 << 10;  // and large enough that taking a task costs nothing
 
-// ---- activations
-// -----------------------------------------------------------------------------------------------------
+// ---- activations --------------------------------------------------------------------------------------------------
 
 }  // namespace
 
@@ -53,8 +52,7 @@ namespace {
 
 bool few(const Kernels& k, long rows) { return rows <= 4 * k.set.matmul.direct_rows; }
 
-// ---- one task: some panels of one matrix, all rows
-// -------------------------------------------------------------------
+// ---- one task: some panels of one matrix, all rows ----------------------------------------------------------------
 
 void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride) {
     const Layout& layout = job.weight->layout;
@@ -72,7 +70,7 @@ void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long pane
     for (long row = 0; row < x.rows; row += kRowsAtOnce)
         for (long i = 0; i < tiles; ++i) {
             const long column = i * width * kPanel;
-            const long end = std::min(panel_end * kPanel, layout.rows) - panel * kPanel;
+            const long end = columns_of(*job.weight, panel, panel_end);
             k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row,
                                std::min(x.rows, row + kRowsAtOnce), out + row * stride + column, stride,
                                std::min(width * kPanel, end - column));
@@ -94,10 +92,20 @@ void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_
     }
 }
 
+void compute_gated(Kernels& k, const Job& gate, const Job& up, const Ready& x, long panel, long panel_end, float* out,
+                   long stride) {
+    const long columns = columns_of(*gate.weight, panel, panel_end);
+    Lender::Loan scratch(k.scratch);
+    float* opened = scratch->of<float>(static_cast<std::size_t>(x.rows * columns));
+    compute(k, gate, x, panel, panel_end, opened, columns);
+    compute(k, up, x, panel, panel_end, out, stride);
+    for (long r = 0; r < x.rows; ++r)
+        k.set.element.geglu(opened + r * columns, out + r * stride, out + r * stride, columns);
+}
+
 namespace {
 
-// ---- planning
-// --------------------------------------------------------------------------------------------------------
+// ---- planning -----------------------------------------------------------------------------------------------------
 
 long bytes_a_panel(const Weight& w) {
     if (w.packed) return w.layout.bytes / std::max(1l, w.layout.panels);

@@ -37,6 +37,10 @@ Job job_of(Kernels& kernels, const Weight& weight, const Ready& x, Buffer& memor
 // Panels [panel, panel_end) of a matrix times all rows -> out[row * stride + column - panel * 16].
 void compute(Kernels& kernels, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride);
 
+// The same for a gated pair: gelu(x @ gate.T) * (x @ up.T).
+void compute_gated(Kernels& kernels, const Job& gate, const Job& up, const Ready& x, long panel, long panel_end,
+                   float* out, long stride);
+
 // Rows [begin, end) of a product alone.
 Ready part_of(const Ready& x, long begin, long end);
 Job part_of(const Job& job, const Ready& x, long begin);

@@ -2,6 +2,13 @@
 namespace pocketgem {
 namespace {
 
+inline void put_block(simd::I low, simd::I high, std::int8_t* q, std::int32_t* sums16, std::int32_t& sum32) {
+    store_as_i8(q, low);
+    store_as_i8(q + 16, high);
+    sums16[0] = sum(low), sums16[1] = sum(high);
+    sum32 = sums16[0] + sums16[1];
+}
+
 inline void quantize_block(const float* x, std::int8_t* q, float& scale, std::int32_t* sums16, std::int32_t& sum32) {
     using namespace simd;
     const F a = load(x), b = load(x + 16);
@@ -13,10 +20,7 @@ inline void quantize_block(const float* x, std::int8_t* q, float& scale, std::in
     const bool flat = top < 0x03000000;  // below 2^-121, zero among them: 127 over it would overflow
     const F inverse = set(finite && !flat ? 127.0f / most : 0.0f);
     const I low = to_int(finite ? a * inverse : zeros()), high = to_int(finite ? b * inverse : zeros());
-    store_as_i8(q, low);
-    store_as_i8(q + 16, high);
-    sums16[0] = sum(low), sums16[1] = sum(high);
-    sum32 = sums16[0] + sums16[1];
+    put_block(low, high, q, sums16, sum32);
     scale = finite ? most / 127.0f : __builtin_nanf("");
 }
 
@@ -32,10 +36,7 @@ inline void quantize_rest(const float* x, const std::int8_t* q, float scale, std
         return flat ? to_int(zero) : to_int(smaller(larger(left, zero - bound), bound));
     };
     const I low = part(0), high = part(16);
-    store_as_i8(rest, low);
-    store_as_i8(rest + 16, high);
-    sums16[0] = sum(low), sums16[1] = sum(high);
-    sum32 = sums16[0] + sums16[1];
+    put_block(low, high, rest, sums16, sum32);
     rest_scale = flat ? 0.0f : scale / 254.0f;
 }
 
