@@ -2,6 +2,7 @@
 // POCKETGEM_ISA and POCKETGEM_ISA_NAME the set as an identifier and as people write it.
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include POCKETGEM_SIMD
 
