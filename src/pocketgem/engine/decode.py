@@ -49,9 +49,7 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
     )
     with _threads_of(model):
         inputs = model.embed(torch.tensor(ids))
-        model.expect(
-            [id for turn in turns if not turn.samples for id in _chunk_after(turn)]
-        )  # read while this one runs
+        model.expect(_coming(turns))  # read while this chunk runs
         hidden = model(inputs, step)
         step.commit()
         for turn in turns:
@@ -70,10 +68,14 @@ def _next_ids(turn: Turn) -> tuple[int, ...]:
     return sequence.ids[sequence.num_computed : sequence.num_computed + turn.count]
 
 
-def _chunk_after(turn: Turn) -> tuple[int, ...]:
-    """As many ids as this turn has, from where it ends: about what the next turn of a prompt will be."""
-    start = turn.sequence.num_computed + turn.count
-    return turn.sequence.ids[start : start + turn.count]
+def _coming(turns: Seq[Turn]) -> list[int]:
+    """Prompt ids of about the next step: of every prompt that goes on, as many as it has in this one."""
+    ids: list[int] = []
+    for turn in turns:
+        if not turn.samples:
+            start = turn.sequence.num_computed + turn.count
+            ids += turn.sequence.request.prompt_ids[start : start + turn.count]
+    return ids
 
 
 def _sample(model: Gemma, logits: torch.Tensor, turn: Turn, state: State) -> Sampled:
