@@ -81,6 +81,10 @@ class MappedFile:
         elif os.preadv(self._descriptor, [target], start) != len(target):
             raise CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
 
+    def is_at(self, descriptor: int) -> bool:
+        """Whether another open descriptor is of this very file."""
+        return os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor))
+
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""
         status = os.fstat(self._descriptor)
