@@ -1,4 +1,4 @@
-"""Experts under a budget: the same bits as with all in memory, whatever fits, and nothing lost when a turn breaks off."""
+"""Experts under a budget: the bits of all in memory, whatever fits, and nothing lost when a turn breaks off."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class LLM:
             threads: processor threads, 1 to 1024; None for one on each performance core this process may use.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
-            expert_memory: bytes for routed experts; those that do not fit are read from the packed file whenever a token
+            expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
                 wants them. None keeps all in memory. ``expert_use`` tells how it goes.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where

@@ -36,7 +36,7 @@ class DirectFile:
         return self._descriptor is not None
 
     def read(self, target: memoryview, start: int) -> None:
-        """Fill ``target`` with the bytes from ``start`` on; all of it multiples of ALIGNMENT. Raises CheckpointError."""
+        """Fill ``target`` with the bytes from ``start`` on, all multiples of ALIGNMENT. Raises CheckpointError."""
         if self._descriptor is not None:
             try:
                 return _read_whole(self._descriptor, target, start, self._mapped)

@@ -165,7 +165,8 @@ class ExpertStore:
     def _places(self, layer: Layer) -> np.ndarray:
         """Where in a slot the matrices of each expert begin: int64 [experts, 3]."""
         starts = np.array([[place.of(expert)[0] for place in layer] for expert in range(self.experts)])
-        return starts % ALIGNMENT + np.cumsum([0, *self._rooms[:-1]])
+        within: np.ndarray = starts % ALIGNMENT + np.cumsum([0, *self._rooms[:-1]])
+        return within
 
 
 class _Turn:

@@ -33,7 +33,7 @@ class Residents:
         return int((self._owner != NOWHERE).sum())
 
     def note(self, layer: int, chosen: np.ndarray, rows: int) -> None:
-        """``rows`` (at least one) rows of a layer chose experts, ``chosen`` [rows * top_k] in all, taken as spread over these rows."""
+        """One row or more of a layer chose experts: ``chosen`` [rows * top_k], taken as spread evenly over the rows."""
         scores = self._score[layer * self._experts : (layer + 1) * self._experts]
         fade = 0.5 ** (rows / HALF_LIFE)
         each = (1 - fade) / (rows * (1 - 0.5 ** (1 / HALF_LIFE)))  # the mean over rows of what is left of a one

@@ -48,9 +48,9 @@ def build_packed(
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
     """Build the model a checkpoint describes over packed weights.
 
-    cache: where packed weights are kept between runs; None: nowhere. expert_memory: bytes for routed experts, the others
-    are read from ``cache`` when they are wanted; None: all are in memory. Returns the model and the files it goes on
-    reading.
+    cache: where packed weights are kept between runs; None: nowhere. expert_memory: bytes for routed experts, the
+    others are read from ``cache`` when they are wanted; None: all are in memory. Returns the model and the files it
+    goes on reading.
     Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes,
     InputError for a budget that cannot be kept, RunError where it needs a cache and there can be none.
     """

@@ -27,9 +27,7 @@ class ExpertStacks:
         self.config, self.experts = checkpoint.config, checkpoint.config.experts
         self.blocks = blocks
         if missing := sorted(self.names - blocks.keys()):
-            raise InputError(
-                f"{self.where}: {missing[0]} is not in blocks; experts are read under a budget from quantised files only"
-            )
+            raise InputError(f"{self.where}: {missing[0]} is not quantised, and a budget for experts needs that")
         slots_for(budget, self._sizes(), self.experts.num_experts, self.experts.top_k, self.where)
 
     @property
