@@ -94,7 +94,7 @@ def test_skewed_routing_is_like_zipfs_law() -> None:
     chosen = (rows @ Dice(0).skewed_router((128, 256)).T).topk(8).indices.flatten()
     use = chosen.bincount(minlength=128).sort(descending=True).values / chosen.numel()
     assert 0.7 < use[:43].sum() < 0.9  # of even routing 0.34
-    assert use[7] > 2 * use[23] > 4 * use[71] > 0
+    assert use[7] > 1.5 * use[23] > 4.5 * use[71] > 0
 
 
 def test_a_file_of_skewed_routing_says_so_and_runs(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class ExpertStore:
         """Raises InputError for a budget too small for one row, RunError where there is no such memory."""
         sizes = [[place.each for place in layer] for layer in layers]
         self.slots = slots_for(budget, sizes, experts, top_k, str(file.path))
-        self.experts, self._layers = experts, layers
+        self.experts, self.layers = experts, layers
         self._seen = np.zeros((len(layers), experts), np.bool_)  # read once, and found as they were written
         self.slot_size, self._rooms = slot_bytes(sizes), _rooms(sizes)
         self._within = [self._places(layer) for layer in layers]  # [layers] of [experts, 3]
@@ -141,7 +141,7 @@ class ExpertStore:
     def ask(self, layer: int, expert: int, slot: int) -> None:
         """Have an expert's three matrices read into a slot, and checked the first time they are."""
         at, seen = slot * self.slot_size, self._seen[layer, expert]
-        for place, room in zip(self._layers[layer], self._rooms, strict=True):
+        for place, room in zip(self.layers[layer], self._rooms, strict=True):
             start, end = place.of(expert)
             first = start // ALIGNMENT * ALIGNMENT
             target = self._view[at : at + aligned(end) - first]
