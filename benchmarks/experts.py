@@ -2,10 +2,10 @@
 
     python -m benchmarks.experts MODEL.gguf --limit 6GiB --experts 4.2GiB --peer-python PYTHON --runs 2
 
-Runs alternate, a fresh process and a fresh memory cgroup each; the model's files are dropped from the page cache before
-each run, so that every run starts cold and pays for its own pages. A run reads a prompt, then writes tokens; the last
-``--measure`` of them count, after ``--warm`` that fill the cache. One JSON line a run, then a summary. What the kernel
-saw is printed with each: the group's peak (page cache included), times it met its limit, and kills.
+Runs alternate, a fresh process in a fresh memory cgroup each. The model's files are dropped from the page cache before
+each, so that every run starts cold and is charged for its own pages. A run reads a prompt, then writes random tokens,
+the same for both: ``--warm`` of them fill the cache, the next ``--measure`` count. A line of JSON for each run, with
+what the kernel saw (peak with page cache, times the limit was met, kills), then a summary.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +24,8 @@ from pathlib import Path
 from benchmarks.limited import Group
 from pocketgem.sizes import parse_size
 
-WORKERS = {"pocketgem": "pocketgem.bench.worker", "llama.cpp": "pocketgem.bench.peers.llama_cpp"}
 VOCABULARY = 262_144
+HERE = Path(__file__).resolve().parents[1]
 
 
 def drop(paths: Sequence[Path]) -> None:
@@ -38,129 +37,54 @@ def drop(paths: Sequence[Path]) -> None:
         os.close(descriptor)
 
 
-def disk_rate(path: Path, size: int, threads: int, total: int = 1 << 30) -> float:
-    """GB/s of direct reads of ``size`` bytes at spread-out places, or one after another if ``threads`` is 0."""
-    import mmap
-    import random
-
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    length, dice = os.fstat(descriptor).st_size, random.Random(size)
-    count = total // size
-    places = iter(
-        [i * size for i in range(count)]
-        if threads == 0
-        else [dice.randrange((length - size) // 4096) * 4096 for _ in range(count)]
-    )
-    lock = threading.Lock()
-
-    def work() -> None:
-        buffer = mmap.mmap(-1, size)
-        while True:
-            with lock:
-                place = next(places, None)
-            if place is None:
-                return
-            os.preadv(descriptor, [buffer], place)
-
-    began = time.perf_counter()
-    readers = [threading.Thread(target=work) for _ in range(threads or 4)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    os.close(descriptor)
-    return count * size / (time.perf_counter() - began) / 1e9
-
-
-def run(subject: str, arguments: argparse.Namespace, number: int) -> dict[str, object]:
-    """One cold process: load, read the prompt, warm the cache, measure."""
+def run(subject: str, arguments: argparse.Namespace, seed: int) -> dict[str, object]:
+    """One cold process."""
     packed = arguments.model.with_name(f"{arguments.model.name}.pocketgem")
     drop([path for path in (arguments.model, packed) if path.exists()])
-    options: dict[str, object] = {
-        "model": str(arguments.model),
-        "threads": arguments.threads,
-        "context": arguments.prompt + arguments.warm + arguments.measure + 8,
-        "vocabulary": VOCABULARY,
-    }
-    if subject == "pocketgem":
-        options |= {"keep_packed": True, "expert_memory": parse_size(arguments.experts)}
-    else:  # its own second form of the weights would not fit
-        options |= {"mapped": True}
-    command = {"decode": arguments.warm + arguments.measure, "depth": arguments.prompt, "seed": number}
-    python = sys.executable if subject == "pocketgem" else arguments.peer_python
-    home = str(Path(__file__).resolve().parents[1] / "src")
-    with Group(parse_size(arguments.limit)) as group:
-        began = time.perf_counter()
-        answers: list[dict[str, object]] = []
-        read_end, write_end = os.pipe()
-        os.write(write_end, json.dumps(command).encode() + b"\n")
-        os.close(write_end)
-        log = open(arguments.log, "ab") if arguments.log else subprocess.DEVNULL  # noqa: SIM115
-        out_read, out_write = os.pipe()
-
-        def listen() -> None:
-            with os.fdopen(out_read) as lines:
-                for line in lines:
-                    answers.append({**json.loads(line), "at": time.perf_counter() - began})
-
-        listener = threading.Thread(target=listen)
-        listener.start()
-        held = group.run(
-            [python, "-m", WORKERS[subject], json.dumps(options)],
-            {**os.environ, "PYTHONPATH": home},
-            stdin=read_end,
-            stdout=out_write,
-            stderr=log,
-        )
-        os.close(read_end)
-        os.close(out_write)
-        listener.join()
-    found: dict[str, object] = {"subject": subject, "run": number, "kernel": asdict(held)}
-    if len(answers) < 2 or "seconds" not in answers[1]:
-        return found | {"failed": answers[-1] if answers else "no answer"}
-    seconds = answers[1]["seconds"]
-    assert isinstance(seconds, list)
-    measured = seconds[arguments.warm :]
-    return (
-        found
-        | {
-            "load_s": answers[0]["load_s"],
-            "prompt_s": answers[1]["at"] - answers[0]["at"] - sum(seconds),  # type: ignore[operator]
-            "warm_tokens_per_s": round(arguments.warm / sum(seconds[: arguments.warm]), 3) if arguments.warm else None,
-            "tokens_per_s": round(len(measured) / sum(measured), 3),
-            "slowest_s": max(measured),
-            "costs": answers[1].get("costs"),
+    with tempfile.TemporaryDirectory() as folder, Group(parse_size(arguments.limit)) as group:
+        result = Path(folder) / "result"
+        options = {
+            "subject": subject,
+            "model": str(arguments.model),
+            "threads": arguments.threads,
+            "context": arguments.prompt + arguments.warm + arguments.measure + 8,
+            "vocabulary": VOCABULARY,
+            "experts": parse_size(arguments.experts) if arguments.experts else None,
+            "prompt": arguments.prompt,
+            "warm": arguments.warm,
+            "measure": arguments.measure,
+            "seed": seed,
+            "result": str(result),
         }
-    )
+        python = arguments.peer_python if subject == "llama.cpp" else sys.executable
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE / "src")])}
+        command = [python, "-m", "benchmarks.experts_worker", json.dumps(options)]
+        with open(arguments.log or os.devnull, "ab") as log:
+            held = group.run(command, environment, stdout=subprocess.DEVNULL, stderr=log)
+        found = json.loads(result.read_text()) if result.exists() else {"failed": held.rc}
+    return {"subject": subject, "seed": seed, **found, "kernel": asdict(held)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--limit", default="6GiB")
-    parser.add_argument("--experts", default="4GiB")
+    parser.add_argument("--experts", default="4GiB", help="the budget; empty: all in memory")
     parser.add_argument("--peer-python", help="an interpreter with llama-cpp-python; left out: pocketgem alone")
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=16)
     parser.add_argument("--warm", type=int, default=8)
     parser.add_argument("--measure", type=int, default=16)
-    parser.add_argument("--disk", action="store_true", help="measure the disk first")
     parser.add_argument("--log", help="a file for what the workers say on stderr")
     arguments = parser.parse_args()
-    if arguments.disk:
-        for size, threads in ((4 << 20, 0), (1114112, 4), (3342336, 4), (9924608, 4)):
-            drop([arguments.model])
-            rate = disk_rate(arguments.model, size, threads)
-            how = "one after another" if threads == 0 else "here and there"
-            print(json.dumps({"disk_read_bytes": size, "how": how, "GB_per_s": round(rate, 3)}), flush=True)
     rates: dict[str, list[float]] = {}
-    for number in range(arguments.runs):
+    for seed in range(arguments.runs):
         for subject in ("pocketgem", *(["llama.cpp"] if arguments.peer_python else [])):
-            found = run(subject, arguments, number)
+            found = run(subject, arguments, seed)
             print(json.dumps(found), flush=True)
-            if "tokens_per_s" in found:
-                rates.setdefault(subject, []).append(float(str(found["tokens_per_s"])))
+            if "measure" in found:
+                rates.setdefault(subject, []).append(found["measure"]["tokens_per_s"])  # type: ignore[index]
     summary = {name: {"median": statistics.median(values), "all": values} for name, values in rates.items()}
     print(json.dumps({"model": arguments.model.name, "limit": arguments.limit, "tokens_per_s": summary}))
 

@@ -17,6 +17,7 @@ from pocketgem.checkpoint.types import StoredType
 from pocketgem.cli import main
 from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
 from pocketgem.errors import CheckpointError, UnsupportedError
+from pocketgem.model.experts import Router
 
 SMALL = {
     "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
@@ -95,6 +96,17 @@ def test_skewed_routing_is_like_zipfs_law() -> None:
     use = chosen.bincount(minlength=128).sort(descending=True).values / chosen.numel()
     assert 0.7 < use[:43].sum() < 0.9  # of even routing 0.34
     assert use[7] > 1.5 * use[23] > 4.5 * use[71] > 0
+
+
+def test_tokens_of_one_text_choose_experts_of_their_own(tmp_path: Path) -> None:
+    write_synthetic(small("gemma-4-26B-A4B"), "gemma-4-26B-A4B", tmp_path / "x.gguf")
+    llm, chosen = LLM.load(tmp_path / "x.gguf", dtype=torch.float32), list[torch.Tensor]()
+    for module in llm.model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda _, __, out: chosen.append(out[1]))
+    llm.score(list(range(300, 400)))
+    for indices in chosen:  # [rows, 2] of 4 experts: each is near half of the rows
+        assert (indices.flatten().bincount(minlength=4) / len(indices)).sub(0.5).abs().max() < 0.2
 
 
 def test_a_file_of_skewed_routing_says_so_and_runs(tmp_path: Path) -> None:

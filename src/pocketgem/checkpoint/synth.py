@@ -27,6 +27,9 @@ BYTE_STD = math.sqrt((256**2 - 1) / 12)
 SIXBIT_STD = math.sqrt((64**2 - 1) / 12)
 SIXBIT_SCALE = 32  # of every sub-block of a Q6_K block
 FORMATS = (StoredType.Q4_0, StoredType.Q8_0)
+# What a layer adds to a token. Random attention gives all tokens of a text the same; soon that would be all there is,
+# and they would choose the same experts. Kept small, a token stays itself, as it does in a trained model.
+BRANCH, BRANCH_NORMS = 0.05, (".post_attention_norm.weight", ".post_ffw_norm.weight")
 ROUTER = ".ffn_gate_inp.weight"
 SKEW = 0.5  # of 128 experts the most used third then takes about 80 % of all choices of 8
 
@@ -112,7 +115,8 @@ def _tensors(
         elif stored[name] is not StoredType.F32:
             yield name, dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5), stored[name]
         else:
-            yield name, torch.ones(shape) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
+            size = BRANCH if config.experts is not None and name.endswith(BRANCH_NORMS) else 1.0
+            yield name, torch.full(shape, size) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
         done += tensor_bytes(shape, stored[name])
         if progress is not None:
             progress(done, total)
