@@ -29,7 +29,7 @@ SIXBIT_SCALE = 32  # of every sub-block of a Q6_K block
 FORMATS = (StoredType.Q4_0, StoredType.Q8_0)
 # What a layer adds to a token. Random attention gives all tokens of a text the same; soon that would be all there is,
 # and they would choose the same experts. Kept small, a token stays itself, as it does in a trained model.
-BRANCH, BRANCH_NORMS = 0.05, (".post_attention_norm.weight", ".post_ffw_norm.weight")
+BRANCH, BRANCH_NORMS = 0.005, (".post_attention_norm.weight", ".post_ffw_norm.weight")
 ROUTER = ".ffn_gate_inp.weight"
 SKEW = 0.5  # of 128 experts the most used third then takes about 80 % of all choices of 8
 
