@@ -68,8 +68,8 @@ PEERS = {
 }
 
 
-def ours(*, keep_packed: bool = True, ple: str = "auto") -> Subject:
-    options = {"keep_packed": keep_packed, "ple": ple}
+def ours(*, keep_packed: bool = True, ple: str = "auto", expert_memory: int | None = None) -> Subject:
+    options = {"keep_packed": keep_packed, "ple": ple, "expert_memory": expert_memory}
     return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options=options)
 
 
