@@ -12,6 +12,7 @@
 #include "experts.h"
 #include "linear.h"
 #include "owned.h"
+#include "trial.h"
 
 namespace nb = nanobind;
 
@@ -149,6 +150,10 @@ void experts_run(Kernels& k, Address x, long rows, const ExpertStack& stack, Add
 
 void bind_linear(nb::module_& module) {
     module.def("built_sets", &built_sets, "Names of the kernel sets in this build, best first.");
+    module.def(
+        "fault_of", [](const std::string& set) { return fault_of(set_named(set)); }, nb::arg("set"),
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Why a set cannot be used though the processor has what it needs; empty where it can. Tries it.");
     nb::class_<Pool>(module, "Pool").def(nb::init<int>(), nb::arg("threads"));
     nb::class_<Kernels>(module, "Kernels", "The kernels of one instruction set with their threads and scratch memory.")
         .def(

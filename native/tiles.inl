@@ -62,14 +62,19 @@ struct Square {
         : tile(tile), x(x), corrections(corrections), row(row), rows(rows) {}
 };
 
-// Groups g .. g + together - 1.
+// Groups g .. g + together - 1. What the loop needs lies in locals: its instructions may write any memory, for all that
+// the compiler knows.
 template <int group, int together>
 inline void multiply_groups(Square& s, long g) {
-    for (int t = 0; t < together; ++t) {
-        const std::int8_t* a = s.x.q + s.row * s.x.cols + (g + t) * group;
-        load_weights(s.tile.q + (g + t) * group * kPanel * kAcross);
-        multiply_tiles<0>(a, s.x.cols, s.products[t][0]);
-        if (s.rows > kHeight) multiply_tiles<1>(a + kHeight * s.x.cols, s.x.cols, s.products[t][1]);
+    const long cols = s.x.cols;
+    const bool second = s.rows > kHeight;
+    const std::int8_t* a = s.x.q + s.row * cols + g * group;
+    const std::uint8_t* q = s.tile.q + g * group * kPanel * kAcross;
+    GroupSums* to = s.products;
+    for (int t = 0; t < together; ++t, ++to, a += group, q += group * kPanel * kAcross) {
+        load_weights(q);
+        multiply_tiles<0>(a, cols, (*to)[0]);
+        if (second) multiply_tiles<1>(a + kHeight * cols, cols, (*to)[1]);
     }
 }
 
