@@ -13,7 +13,8 @@
 
 namespace pocketgem {
 
-// Runs instructions whose presence says little of whether they work, with known numbers; true where they came out right.
+// Runs instructions whose presence says little of whether they work, with known numbers; true where they came out
+// right.
 using Trial = bool (*)();
 
 struct KernelSet {

@@ -21,7 +21,7 @@ struct Activations {
 
 // A tile of unpacked weights: `panels` panels side by side, ready for many rows.
 struct Tile {
-    std::uint8_t* q = nullptr;  // [cols / 4, panels, 64]
+    std::uint8_t* q = nullptr;  // [cols / 4, panels, 64]; a set with a `tiled` of its own may order them anew
     float* scale = nullptr;     // [cols / group, panels, 16]
     float* minimum = nullptr;   // the same, where the format has minima
     long panels = 0;

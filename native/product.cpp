@@ -71,9 +71,8 @@ void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long pane
         for (long i = 0; i < tiles; ++i) {
             const long column = i * width * kPanel;
             const long end = columns_of(*job.weight, panel, panel_end);
-            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row,
-                               std::min(x.rows, row + height), out + row * stride + column, stride,
-                               std::min(width * kPanel, end - column));
+            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row, std::min(x.rows, row + height),
+                               out + row * stride + column, stride, std::min(width * kPanel, end - column));
         }
 }
 

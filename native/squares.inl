@@ -9,9 +9,9 @@
 namespace pocketgem {
 namespace {
 
-constexpr int kHalf = kPanel / 2;       // outputs multiplied at once
+constexpr int kHalf = kPanel / 2;  // outputs multiplied at once
 constexpr int kOutputPairs = kHalf / 2;
-constexpr int kRowPairs = 2;            // rows multiplied at once, in pairs
+constexpr int kRowPairs = 2;  // rows multiplied at once, in pairs
 
 inline float32x4_t twice(const float* two) {
     double both;
@@ -103,8 +103,7 @@ inline void store_pairs(const float32x4_t (&sum)[P][kOutputPairs], const Pairs<P
         const auto firsts = [&](int o) { return vreinterpretq_f32_f64(vzip1q_f64(s[o], s[o + 1])); };
         const auto seconds = [&](int o) { return vreinterpretq_f32_f64(vzip2q_f64(s[o], s[o + 1])); };
         store_half(out + (rows.a[p] - rows.a[0]) * stride, firsts(0), firsts(2), left);
-        if (rows.b[p] != rows.a[p])
-            store_half(out + (rows.b[p] - rows.a[0]) * stride, seconds(0), seconds(2), left);
+        if (rows.b[p] != rows.a[p]) store_half(out + (rows.b[p] - rows.a[0]) * stride, seconds(0), seconds(2), left);
     }
 }
 

@@ -1,18 +1,18 @@
-// Many rows on a matrix unit: up to 32 rows times two panels at once, in four tiles of sums. One product of tiles is one
-// group of columns, so the sums leave the unit after each and are scaled by the vectors, in the order and with the
+// Many rows on a matrix unit: up to 32 rows times two panels at once, in four tiles of sums. One product of tiles is
+// one group of columns, so the sums leave the unit after each and are scaled by the vectors, in the order and with the
 // roundings of matmul.inl: a row's result has the bits of `direct`.
 //
-// A group of an unpacked panel (Tile::q) already lies as the unit wants its second operand: row j of 64 bytes holds four
-// columns of sixteen outputs. The zero point is subtracted when a tile is unpacked, so that its numbers are signed bytes
-// and no start value is needed.
+// A group of an unpacked panel (Tile::q) already lies as the unit wants its second operand: row j of 64 bytes holds
+// four columns of sixteen outputs. The zero point is subtracted when a tile is unpacked, so that its numbers are signed
+// bytes and no start value is needed.
 namespace pocketgem {
 namespace {
 
-constexpr int kAcross = 2;        // panels
-constexpr int kHeight = 16;       // rows of a tile of activations
-constexpr int kDown = 2;          // tiles of activations
-constexpr int kTogether = 4;      // groups whose sums are scaled in one go: float sums are fetched once for them
-constexpr int kRowsTile = 4;      // registers: 0..3 sums, 4 and 5 activations, 6 and 7 weights
+constexpr int kAcross = 2;    // panels
+constexpr int kHeight = 16;   // rows of a tile of activations
+constexpr int kDown = 2;      // tiles of activations
+constexpr int kTogether = 4;  // groups whose sums are scaled in one go: float sums are fetched once for them
+constexpr int kRowsTile = 4;  // registers: 0..3 sums, 4 and 5 activations, 6 and 7 weights
 constexpr int kWeightsTile = 6;
 
 using TileSums = std::int32_t[kHeight][kPanel];
