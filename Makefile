@@ -26,7 +26,7 @@ fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 	$(BIN)/python -m tests.fuzz_checkpoint --minutes $(or $(MINUTES),10)
 
 # The kernels alone, by native/tests: no read or write outside their memory, no undefined behaviour, no race; and for
-# ARM in an emulator, the older set on a processor that has nothing newer. Each builds for minutes. `make test` runs the
+# ARM in an emulator, each set on a processor that has nothing newer. Each builds for minutes. `make test` runs the
 # same program, without the watching, where there are CMake and the compilers.
 NATIVE := cmake -S native/tests
 QEMU   := qemu-aarch64 -L /usr/aarch64-linux-gnu
@@ -45,7 +45,8 @@ arm-test: # Debian: g++-aarch64-linux-gnu and qemu-user
 	$(NATIVE) -B build/native-arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	cmake --build build/native-arm
-	$(QEMU) -cpu max build/native-arm/check_kernels --sets neon,portable
+	$(QEMU) -cpu max build/native-arm/check_kernels --sets neon-i8mm,portable
+	$(QEMU) -cpu cortex-a76 build/native-arm/check_kernels --sets neon
 	$(QEMU) -cpu cortex-a72 build/native-arm/check_kernels --sets neon-base
 
 # The constraints keep pip from taking torch's build for graphics cards, gigabytes of it.
