@@ -117,7 +117,7 @@ class MappedFile:
 
     def is_at(self, descriptor: int) -> bool:
         """Whether another open descriptor is of this very file."""
-        return os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor))
+        return os.path.samestat(os.fstat(descriptor), os.fstat(self.descriptor))
 
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""
