@@ -3,6 +3,7 @@
 // in a way of its own names it in POCKETGEM_MANY, and what it is written in in POCKETGEM_UNIT.
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include POCKETGEM_SIMD
 

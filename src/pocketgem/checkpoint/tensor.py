@@ -5,12 +5,14 @@ Opening and describing take no torch; ``unpack.py``, which turns bytes into valu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import stat
 import struct
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,14 +42,14 @@ class MappedFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises CheckpointError for a file that is missing, unreadable, empty or not regular."""
         self.path = Path(path)
-        self._descriptor = _open_regular(self.path)
-        weakref.finalize(self, os.close, self._descriptor)
+        self.descriptor = _open_regular(self.path)
+        weakref.finalize(self, os.close, self.descriptor)
         self._state = self._look()
         self.size = self._state[0]
         if self.size == 0:
             raise FormatError(f"{self.path}: the file is empty")
         try:
-            self.buffer = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
+            self.buffer = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # a file system without mapping; a file cut short just now
             raise CheckpointError(f"{self.path}: cannot be mapped ({error})") from error
         if self.buffer[: len(_LFS_POINTER)] == _LFS_POINTER:
@@ -75,15 +77,51 @@ class MappedFile:
         What is read here and there from a large table then does not count as this process's memory, page by page, and a
         file cut short is an error instead of the end of the process. Raises CheckpointError.
         """
+        self.read_into_each([target], start)
+
+    def read_into_each(self, targets: Sequence[memoryview], start: int) -> None:
+        """The same for targets (up to a thousand) whose bytes follow one another in the file, in one call."""
+        wanted = sum(map(len, targets))
         if not hasattr(os, "preadv"):  # Windows: the mapping will do
-            self.check_unchanged()
+            self._copy_each(targets, start)
+            return
+        with self.reading():
+            found = os.preadv(self.descriptor, targets, start)
+        if found != wanted:
+            raise self.cut_short()
+
+    def _copy_each(self, targets: Sequence[memoryview], start: int) -> None:
+        self.check_unchanged()
+        for target in targets:
             target[:] = self.buffer[start : start + len(target)]
-        elif os.preadv(self._descriptor, [target], start) != len(target):
-            raise CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
+            start += len(target)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the system says against a read becomes a CheckpointError."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from error
+
+    def cut_short(self) -> CheckpointError:
+        """The error for bytes that should be there and are not."""
+        return CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
+
+    def read_soon(self, start: int, size: int) -> None:
+        """Ask the system to read these bytes ahead, many requests at once, and return. Never fails; macOS and Windows
+        have no such request, and there nothing happens."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # a file system without it; or the next read meets the same fault
+                os.posix_fadvise(self.descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+    def is_at(self, descriptor: int) -> bool:
+        """Whether another open descriptor is of this very file."""
+        return os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor))
 
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self.descriptor)
         return status.st_size, status.st_mtime_ns
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 import pocketgem.cli.options as o
 from pocketgem.cli.common import one_line, refuse, size_text
 from pocketgem.cli.screen import Screen
+from pocketgem.memory.place import Place
 
 UNWRAPPED = 1000  # columns where no terminal limits them: in a pipe every row is one line
 MOST = 1 << 20  # tokens, steps or sequences: beyond every context of the family
@@ -55,7 +56,9 @@ def bench_model(
     peer_model: PeerModels = None,
     one_at_a_time: InTurn = False,
     chart: Chart = None,
+    ple: o.Ple = Place.AUTO,
     keep_packed: o.KeepPacked = True,
+    expert_memory: o.ExpertMemory = None,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -84,7 +87,15 @@ def bench_model(
         check_chart(chart)
     plan = Plan(decode=decode, runs=runs, threads=threads or default_threads().count, **lengths)
     job = prepare(
-        model, plan, peers=names, one_at_a_time=one_at_a_time, offline=offline, keep_packed=keep_packed, **places
+        model,
+        plan,
+        peers=names,
+        one_at_a_time=one_at_a_time,
+        ple=ple,
+        offline=offline,
+        keep_packed=keep_packed,
+        expert_memory=o.size(expert_memory),
+        **places,
     )
     screen = Screen(quiet=quiet, silent=as_json)
     with _ending_on_sigterm(), screen.waiting("measuring", "tokens") as bar:
@@ -139,9 +150,21 @@ def draw(report: Mapping[str, Any]) -> str:
     with console.capture() as drawn:
         console.print(_heading(report), soft_wrap=True)
         console.print(_table(report))
+        for row in report["rows"]:
+            if "experts" in row:
+                console.print(_experts(row), style="dim", soft_wrap=True)
         for name, facts in report["subjects"].items():
             console.print(one_line(f"{name}: {_listed(facts)}"), style="dim", soft_wrap=True)
     return "\n".join(line.rstrip() for line in drawn.get().rstrip().splitlines())
+
+
+def _experts(row: Mapping[str, Any]) -> str:
+    """What reading experts under a budget cost a row."""
+    cost, size = row["experts"], size_text(round(row["experts"]["bytes_per_token"]))
+    wait = 1000 * cost["wait_s_per_token"]
+    return one_line(
+        f"experts, {row['row']}: {cost['hit_rate']:.1%} in memory, {size} read and {wait:.1f} ms waited a token"
+    )
 
 
 def _heading(report: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ from pocketgem.cli.chat import Conversation
 from pocketgem.cli.common import refuse
 from pocketgem.cli.lines import Lines
 from pocketgem.cli.screen import Screen
-from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, speak
+from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, expert_line, speak
 from pocketgem.errors import PromptError
+from pocketgem.memory.place import Place, checked_place
 
 if TYPE_CHECKING:
     from pocketgem.answers import TokenLogprob
@@ -45,7 +46,9 @@ def run_model(
     context: o.Context = None,
     threads: o.Threads = None,
     dtype: o.DtypeChoice = o.Dtype.AUTO,
+    ple: o.Ple = Place.AUTO,
     keep_packed: o.KeepPacked = True,
+    expert_memory: o.ExpertMemory = None,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -72,12 +75,13 @@ def run_model(
         stop=stop,
         logprobs=logprobs,
     )
+    budget = o.size(expert_memory)
     text = read_prompt(prompt)
     if text is None and (as_json or not sys.stdout.isatty()):
         refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
     screen = Screen(quiet=quiet, silent=as_json)
     with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
-        checkpoint = _opened(model, offline=offline, context=context)
+        checkpoint = _opened(model, offline=offline, context=context, ple=ple)
         manner = Manner(raw=raw or checkpoint.chat_template is None, system=system, thinking=think, sampling=sampling)
         _check_manner(checkpoint, manner)
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
@@ -87,7 +91,9 @@ def run_model(
             dtype=o.torch_dtype(dtype),
             context=context,
             threads=threads,
+            ple=ple,
             keep_packed=keep_packed,
+            expert_memory=budget,
             progress=bar,
         )
     if text is None:
@@ -121,7 +127,7 @@ def _read_stdin() -> str:
         raise PromptError(f"the prompt on stdin is not UTF-8: bad byte at offset {error.start}") from error
 
 
-def _opened(model: str, *, offline: bool, context: int | None) -> Checkpoint:
+def _opened(model: str, *, offline: bool, context: int | None, ple: Place) -> Checkpoint:
     """The checkpoint with its headers read. Raises all that can be said of it and of the options without torch."""
     from pocketgem import kernels
     from pocketgem.checkpoint.load import open_checkpoint
@@ -131,6 +137,7 @@ def _opened(model: str, *, offline: bool, context: int | None) -> Checkpoint:
     kernels.choice()
     checkpoint = open_checkpoint(resolve(model, offline=offline))
     checked_context(context, checkpoint.config)
+    checked_place(ple, checkpoint.config)
     return checkpoint
 
 
@@ -152,6 +159,8 @@ def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: boo
         print(json.dumps(_as_data(llm, manner, speech)))
     elif speech.stats is not None:
         screen.note(closing_line(speech.stats, speech.finish))
+        if llm.expert_use is not None:
+            screen.note(expert_line(llm.expert_use))
 
 
 def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
@@ -167,6 +176,8 @@ def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
     if stats is not None:
         rates = {"prefill_tokens_per_second": stats.prefill_rate, "decode_tokens_per_second": stats.decode_rate}
         said["stats"] = {**asdict(stats), **rates}
+    if (use := llm.expert_use) is not None:
+        said["experts"] = {**asdict(use), "hit_rate": use.hit_rate}
     return said
 
 

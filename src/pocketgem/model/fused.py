@@ -101,7 +101,8 @@ class FusedLayer(nn.Module):
         if self.plain.routed is None:
             return self.layer.run(x, ask.tables, ask.step.positions, spans, vector)
         x = self.layer.attention(x, ask.tables, ask.step.positions, spans)
-        mixed = self.plain.routed(x, self.dense(x))
+        routes = self.plain.routed.route(x)
+        mixed = self.plain.routed(x, self.dense(x), routes)
         out: Tensor = (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor
         return out
 
@@ -167,7 +168,7 @@ class FusedPerLayerInputs(nn.Module):
 
     def __init__(self, plain: PerLayerInputs, compute: Compute) -> None:
         super().__init__()
-        self.compute, self.shape, self.identity = compute, plain.shape, plain.identity
+        self.compute, self.shape, self.identity, self.expect = compute, plain.shape, plain.identity, plain.expect
         self.projection = matrix_of(plain.per_layer_model_projection)
         weight, eps = plain.per_layer_projection_norm.weight, plain.per_layer_projection_norm.eps
         # norm(s * y) is norm(y) with eps / s^2: the projection's scale needs no pass of its own.
