@@ -68,8 +68,8 @@ PEERS = {
 }
 
 
-def ours(*, keep_packed: bool = True, ple: str = "auto") -> Subject:
-    options = {"keep_packed": keep_packed, "ple": ple}
+def ours(*, keep_packed: bool = True, ple: str = "auto", device: str = "cpu") -> Subject:
+    options = {"keep_packed": keep_packed, "ple": ple, "device": device}
     return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options=options)
 
 

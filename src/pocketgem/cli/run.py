@@ -47,6 +47,7 @@ def run_model(
     threads: o.Threads = None,
     dtype: o.DtypeChoice = o.Dtype.AUTO,
     ple: o.Ple = Place.AUTO,
+    device: o.DeviceChoice = o.Device.CPU,
     keep_packed: o.KeepPacked = True,
     offline: o.Offline = False,
     as_json: o.Json = False,
@@ -90,6 +91,7 @@ def run_model(
             context=context,
             threads=threads,
             ple=ple,
+            device=device,
             keep_packed=keep_packed,
             progress=bar,
         )
