@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= gemma-3-270m
 PROMPT ?= The capital of France is
 
-.PHONY: run test check bench fuzz native-test tsan-test arm-test clean
+.PHONY: run test check bench gpu fuzz native-test tsan-test arm-test clean
 
 run: $(VENV)/.run
 	$(BIN)/pocketgem run $(MODEL) "$(PROMPT)" --max-tokens 64
@@ -21,6 +21,14 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/pocketgem bench $(MODEL)
+
+# Every test and benchmark that needs a CUDA card. Without one the tests are skipped and say why. The card's torch must be
+# in the environment already: `make gpu VENV=...` with a torch built for it.
+gpu:
+	$(BIN)/python -m pytest -m gpu -rs tests/test_device.py
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	  $(BIN)/pocketgem bench $(MODEL) --device cuda --prefill 512 --depth 128 --sequences 1; \
+	else echo "no CUDA card here: nothing was measured"; fi
 
 fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 	$(BIN)/python -m tests.fuzz_checkpoint --minutes $(or $(MINUTES),10)

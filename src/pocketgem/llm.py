@@ -35,7 +35,7 @@ from pocketgem.memory.place import Place, checked_place
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
-from pocketgem.parts import defaults_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids, template_of, tokenizer_of
 from pocketgem.text.chat import Chat
 from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
 from pocketgem.text.stops import StopStrings
@@ -76,6 +76,7 @@ class LLM:
         context: int | None = None,
         threads: int | None = None,
         ple: str = Place.AUTO,
+        device: str = "cpu",
         offline: bool = False,
         keep_packed: bool = True,
         expert_memory: int | None = None,
@@ -93,6 +94,7 @@ class LLM:
             ple: where rows of the per-layer-embedding table come from: "disk" reads each token's row from the file when
                 it is needed, "ram" holds the table's stored bytes in memory, "device" puts them beside the weights;
                 "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
+            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 unless dtype says else.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
@@ -104,7 +106,7 @@ class LLM:
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
-        place = checked_place(ple, checkpoint.config)
+        place, where = checked_place(ple, checkpoint.config), checked_device(device)
         tokenizer = tokenizer_of(checkpoint)
         checkpoint = checkpoint.lean()
         count = None if threads is None else checked_threads(threads)
@@ -113,6 +115,7 @@ class LLM:
             dtype,
             count,
             ple=place,
+            device=where,
             keep_packed=keep_packed,
             expert_memory=expert_memory,
             progress=progress,
@@ -300,7 +303,7 @@ class LLM:
         found: list[float] = []
         for start in range(0, len(targets), HEAD_ROWS):
             rows = log_probabilities(self.model.logits(hidden[start : start + HEAD_ROWS]))  # [rows, vocab]
-            wanted = torch.tensor(targets[start : start + HEAD_ROWS])[:, None]
+            wanted = torch.tensor(targets[start : start + HEAD_ROWS], device=rows.device)[:, None]
             found += rows.gather(1, wanted)[:, 0].tolist()
         return found
 

@@ -22,6 +22,14 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Device(StrEnum):
+    """Where layers run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A .gguf file, a model folder, OWNER/NAME on the hub, or gemma-3-270m."),
@@ -59,6 +67,7 @@ ExpertMemory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
 ]
+DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run; a card takes bfloat16 weights.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer and errors.")]

@@ -21,6 +21,7 @@ from pocketgem.errors import RunError
 
 SLACK = 64  # decode steps between two moves of a sliding buffer
 FIRST_CAPACITY = 256
+CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
@@ -69,16 +70,16 @@ class Slot:
 class LayerStore:
     """K/V of one layer of one sequence."""
 
-    def __init__(self, layer: LayerConfig, dtype: torch.dtype) -> None:
+    def __init__(self, layer: LayerConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.window = layer.window
         self.row = (layer.num_kv_heads, layer.head_dim)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self.first = 0  # position of the buffer's row 0
         capacity = FIRST_CAPACITY if layer.window is None else min(layer.window + SLACK, FIRST_CAPACITY)
         self.k, self.v = self._empty(capacity), self._empty(capacity)
 
     def _empty(self, capacity: int) -> Tensor:
-        return torch.empty((capacity, *self.row), dtype=self.dtype)
+        return torch.empty((capacity, *self.row), dtype=self.dtype, device=self.device)
 
     @property
     def nbytes(self) -> int:
@@ -121,9 +122,9 @@ class LayerStore:
 class Cache:
     """K/V of one sequence: a store for each layer that writes. ``length`` counts the tokens already in it."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        self.length = 0
-        self.stores = {layer.index: LayerStore(layer, dtype) for layer in config.layers if layer.writes_kv}
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self.length, self.device = 0, device
+        self.stores = {layer.index: LayerStore(layer, dtype, device) for layer in config.layers if layer.writes_kv}
 
     @property
     def nbytes(self) -> int:
@@ -133,7 +134,7 @@ class Cache:
     def fork(self) -> Cache:
         """An independent copy: the start of another sequence with the same past."""
         twin = object.__new__(Cache)
-        twin.length = self.length
+        twin.length, twin.device = self.length, self.device
         twin.stores = {index: store.fork() for index, store in self.stores.items()}
         return twin
 
@@ -151,7 +152,8 @@ class Span:
 class Step:
     """One forward pass over packed rows: who they belong to, where they stand, whose logits are wanted.
 
-    ``logit_rows`` are row numbers, ascending; ``skip`` lets rows nobody asked for stop at the last layer that writes.
+    Positions lie on the device of the caches. ``logit_rows`` are row numbers, ascending, on the CPU; ``skip`` lets rows
+    nobody asked for stop at the last layer that writes.
     """
 
     spans: tuple[Span, ...]
@@ -174,7 +176,7 @@ class Step:
             asked = 1 if logits is None else logits[i]
             wanted.append(torch.arange(row + count - asked, row + count))
             row += count
-        return cls(tuple(spans), torch.cat(positions), torch.cat(wanted), skip)
+        return cls(tuple(spans), torch.cat(positions).to(caches[0].device), torch.cat(wanted), skip)
 
     def reserve(self, layer: int) -> tuple[Slot, ...]:
         """Room for the rows of each span in ``layer``."""
