@@ -2,8 +2,8 @@
 
     python -m benchmarks.residents
 
-Each row's scores are normal; an expert's spread may fall with its rank (skewed), ranks may be dealt anew (drifting), and
-a row's scores may be like those of the row before (alike).
+Each row's scores are normal; an expert's spread may fall with its rank (skewed), ranks may be dealt anew (drifting),
+and a row's scores may be like those of the row before (alike).
 """
 
 from __future__ import annotations
