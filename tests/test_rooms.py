@@ -13,7 +13,7 @@ import pocketgem
 HOUSE = Path(pocketgem.__file__).parent
 FLOORS: dict[str, int] = {
     "errors": 0,
-    "config": 1, "kernels": 1,
+    "config": 1, "kernels": 1, "sizes": 1,
     "checkpoint": 2,
     "memory": 3,
     "model": 4,

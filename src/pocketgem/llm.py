@@ -30,6 +30,7 @@ from pocketgem.engine.request import FinishReason, Request, SamplingParams, chec
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
+from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.parts import defaults_of, model_of, nameless_ids, template_of, tokenizer_of
@@ -96,6 +97,7 @@ class LLM:
         checked_context(context, checkpoint.config)  # before minutes of loading
         tokenizer = tokenizer_of(checkpoint)
         checkpoint = checkpoint.lean()
+        give_back()
         count = None if threads is None else checked_threads(threads)
         built, files = model_of(checkpoint, dtype, count, keep_packed=keep_packed, progress=progress)
         return cls(built, tokenizer, checkpoint, context=context, files=files)

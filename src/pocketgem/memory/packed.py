@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,26 +81,6 @@ def _kept(plan: _Plan, head: bytes, cache: Path) -> PackedWeights:
     if mapped is None:
         raise OSError("another program changed the file just now")
     return PackedWeights(cache, None, mapped, plan.cut(mapped.data[body_start(head, plan.size) :]))
-
-
-def default_cache(source: Path) -> Path | None:
-    """Beside the model, else in the person's cache folder, which is made; None where neither can be written to."""
-    if os.access(source.parent, os.W_OK):
-        return source.with_name(f"{source.name}.pocketgem")
-    try:
-        folder = _cache_folder() / "pocketgem" / "packed"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
-    except (OSError, RuntimeError):  # RuntimeError: nobody's home, or links that go in a circle
-        return None
-    return folder / f"{name}.pocketgem" if os.access(folder, os.W_OK) else None
-
-
-def _cache_folder() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    told = Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME") or "")
-    return told if told.is_absolute() else Path.home() / ".cache"  # the convention ignores a relative one
 
 
 def _native(source: Path) -> Packer:

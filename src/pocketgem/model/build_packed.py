@@ -16,7 +16,8 @@ from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor, member_of
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress, StoredType
-from pocketgem.kernels.compute import HEAD_DIM_STEP, Compute, Weight
+from pocketgem.kernels import HEAD_DIM_STEP
+from pocketgem.kernels.compute import Compute, Weight
 from pocketgem.memory.packed import PackedWeights, packed_weights
 from pocketgem.memory.rows import PackedRows
 from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of
