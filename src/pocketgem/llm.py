@@ -30,6 +30,7 @@ from pocketgem.engine.request import FinishReason, Request, SamplingParams, chec
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
+from pocketgem.memory.place import Place, checked_place
 from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
@@ -73,6 +74,7 @@ class LLM:
         dtype: torch.dtype | None = None,
         context: int | None = None,
         threads: int | None = None,
+        ple: str = Place.AUTO,
         offline: bool = False,
         keep_packed: bool = True,
         progress: Progress | None = None,
@@ -86,6 +88,9 @@ class LLM:
                 for the compiled kernels where there are any, else takes what this machine multiplies fastest.
             context: longest prompt plus answer in tokens; None for the model's own limit.
             threads: processor threads, 1 to 1024; None for one on each performance core this process may use.
+            ple: where rows of the per-layer-embedding table come from: "disk" reads each token's row from the file when
+                it is needed, "ram" holds the table's stored bytes in memory, "device" puts them beside the weights;
+                "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             progress: called with (bytes done, bytes in all) as weights arrive.
@@ -95,11 +100,12 @@ class LLM:
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
+        place = checked_place(ple, checkpoint.config)
         tokenizer = tokenizer_of(checkpoint)
         checkpoint = checkpoint.lean()
         give_back()
         count = None if threads is None else checked_threads(threads)
-        built, files = model_of(checkpoint, dtype, count, keep_packed=keep_packed, progress=progress)
+        built, files = model_of(checkpoint, dtype, count, ple=place, keep_packed=keep_packed, progress=progress)
         return cls(built, tokenizer, checkpoint, context=context, files=files)
 
     # ---- text ------------------------------------------------------------------------------------------------------
@@ -266,7 +272,9 @@ class LLM:
             piece = piece[: len(targets)]
             step = Step.packed([cache], [len(piece)], logits=[len(piece)])
             with self.flights.lock:  # also the head's kernels serve one thread at a time
-                hidden = self.model(self.model.embed(torch.tensor(piece)), step)
+                inputs = self.model.embed(torch.tensor(piece))
+                self.model.expect(ids[start + chunk : start + 2 * chunk])
+                hidden = self.model(inputs, step)
                 step.commit()
                 found += self._target_logprobs(hidden, targets)
         return Score(tuple(ids), tuple(found))

@@ -16,6 +16,7 @@ from pocketgem.kernels import cpu
 from pocketgem.kernels.compute import Compute
 from pocketgem.kernels.cores import default_threads
 from pocketgem.memory.packed_place import WORTH_KEEPING, default_cache
+from pocketgem.memory.place import Place, settled
 from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed, can_pack
 from pocketgem.model.gemma import Gemma
@@ -48,6 +49,7 @@ def model_of(
     dtype: torch.dtype | None,
     threads: int | None,
     *,
+    ple: Place = Place.AUTO,
     keep_packed: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
@@ -56,11 +58,11 @@ def model_of(
     if dtype is None and compiled is not None and can_pack(checkpoint):
         compute = Compute(compiled, threads or default_threads().count)
         cache = default_cache(Path(checkpoint.where)) if keep_packed and _is_large(checkpoint) else None
-        return build_packed(checkpoint, compute, cache, progress)
+        return build_packed(checkpoint, compute, cache, progress, ple=ple)
     if threads is not None:
         torch.set_num_threads(threads)
-    model = build_model(checkpoint, dtype or fast_dtype(), progress)
-    return model, checkpoint.mapped(model.dtype)
+    model = build_model(checkpoint, dtype or fast_dtype(), progress, ple=ple)
+    return model, checkpoint.mapped(model.dtype, table=settled(ple) is Place.DISK)
 
 
 def _is_large(checkpoint: Checkpoint) -> bool:

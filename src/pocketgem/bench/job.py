@@ -16,6 +16,7 @@ from pocketgem.bench.subjects import Subject, chosen, ours, synthetic_layout, wi
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import Progress
+from pocketgem.memory.place import Place, checked_place
 
 FULL = 0.6  # of the free memory: above it the models are loaded in turn
 
@@ -42,10 +43,11 @@ def prepare(
     pythons: Mapping[str, str] | None = None,
     peer_models: Mapping[str, str] | None = None,
     one_at_a_time: bool = False,
+    ple: Place = Place.AUTO,
     offline: bool = False,
     keep_packed: bool = True,
 ) -> Job:
-    """Look at everything before anything is loaded. ``keep_packed``: see ``LLM.load``.
+    """Look at everything before anything is loaded. ``ple``, ``keep_packed``: see ``LLM.load``.
 
     Raises CheckpointError for a bad model and for one that a peer cannot read, InputError for a peer that is not
     installed and for lengths beyond the model's context.
@@ -53,7 +55,8 @@ def prepare(
     others = chosen(list(peers), pythons or {}, peer_models or {})
     checkpoint = open_checkpoint(resolve(model, offline=offline))
     plan.check(checkpoint.config)
-    subjects = (ours(keep_packed=keep_packed), *(with_weights(peer, checkpoint) for peer in others))
+    checked_place(ple, checkpoint.config)
+    subjects = (ours(keep_packed=keep_packed, ple=ple), *(with_weights(peer, checkpoint) for peer in others))
     job = Job(checkpoint, subjects, plan, one_at_a_time)
     return job if one_at_a_time or _fit(job) else Job(checkpoint, subjects, plan, True)
 

@@ -68,8 +68,9 @@ PEERS = {
 }
 
 
-def ours(*, keep_packed: bool = True) -> Subject:
-    return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options={"keep_packed": keep_packed})
+def ours(*, keep_packed: bool = True, ple: str = "auto") -> Subject:
+    options = {"keep_packed": keep_packed, "ple": ple}
+    return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options=options)
 
 
 def chosen(names: list[str], pythons: Mapping[str, str], models: Mapping[str, str]) -> list[Subject]:

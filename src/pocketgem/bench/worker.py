@@ -72,7 +72,7 @@ class Ours:
 
 def load(options: dict[str, Any]) -> Ours:
     """Nothing is fetched: the parent has found the files."""
-    names = ("context", "threads", "keep_packed")
+    names = ("context", "threads", "keep_packed", "ple")
     return Ours(LLM.load(options["model"], offline=True, **{name: options[name] for name in names}))
 
 

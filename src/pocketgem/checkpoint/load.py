@@ -93,11 +93,14 @@ class Checkpoint:
         listed = self.generation.get("eos_token_id", list(self.config.eos_ids))
         return listed if isinstance(listed, list) else [listed]
 
-    def mapped(self, dtype: torch.dtype) -> tuple[MappedFile, ...]:
-        """The files a model in ``dtype`` goes on reading: those with matrices of that very type, or the row table."""
+    def mapped(self, dtype: torch.dtype, *, table: bool = True) -> tuple[MappedFile, ...]:
+        """The files a model in ``dtype`` goes on reading: those with matrices of that very type, or the row table.
+
+        table: whether rows of the table come from its file.
+        """
         parts = [(name, part) for name, part in self.tensors.items() if isinstance(part, StoredTensor)]
         matrices = (name for name, part in parts if part.dtype == dtype and len(part.shape) > 1)
-        kept = {names.TABLE, *matrices}
+        kept = {*matrices} - {names.TABLE} | ({names.TABLE} if table else set())
         read = (part.source for name, part in parts if name in kept)
         return tuple({source.path: source for source in read}.values())
 

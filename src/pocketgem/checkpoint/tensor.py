@@ -5,12 +5,14 @@ Opening and describing take no torch; ``unpack.py``, which turns bytes into valu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import stat
 import struct
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +77,33 @@ class MappedFile:
         What is read here and there from a large table then does not count as this process's memory, page by page, and a
         file cut short is an error instead of the end of the process. Raises CheckpointError.
         """
+        self.read_into_each([target], start)
+
+    def read_into_each(self, targets: Sequence[memoryview], start: int) -> None:
+        """The same for targets (up to a thousand) whose bytes follow one another in the file, in one call."""
+        wanted = sum(map(len, targets))
         if not hasattr(os, "preadv"):  # Windows: the mapping will do
-            self.check_unchanged()
-            target[:] = self.buffer[start : start + len(target)]
-        elif os.preadv(self._descriptor, [target], start) != len(target):
+            self._copy_each(targets, start)
+            return
+        try:
+            found = os.preadv(self._descriptor, targets, start)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if found != wanted:
             raise CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
+
+    def _copy_each(self, targets: Sequence[memoryview], start: int) -> None:
+        self.check_unchanged()
+        for target in targets:
+            target[:] = self.buffer[start : start + len(target)]
+            start += len(target)
+
+    def read_soon(self, start: int, size: int) -> None:
+        """Ask the system to read these bytes ahead, many requests at once, and return. Never fails; macOS and Windows
+        have no such request, and there nothing happens."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # a file system without it; or the next read meets the same fault
+                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""

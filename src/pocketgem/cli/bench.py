@@ -16,6 +16,7 @@ from rich.table import Table
 import pocketgem.cli.options as o
 from pocketgem.cli.common import one_line, refuse, size_text
 from pocketgem.cli.screen import Screen
+from pocketgem.memory.place import Place
 
 UNWRAPPED = 1000  # columns where no terminal limits them: in a pipe every row is one line
 MOST = 1 << 20  # tokens, steps or sequences: beyond every context of the family
@@ -55,6 +56,7 @@ def bench_model(
     peer_model: PeerModels = None,
     one_at_a_time: InTurn = False,
     chart: Chart = None,
+    ple: o.Ple = Place.AUTO,
     keep_packed: o.KeepPacked = True,
     offline: o.Offline = False,
     as_json: o.Json = False,
@@ -84,7 +86,14 @@ def bench_model(
         check_chart(chart)
     plan = Plan(decode=decode, runs=runs, threads=threads or default_threads().count, **lengths)
     job = prepare(
-        model, plan, peers=names, one_at_a_time=one_at_a_time, offline=offline, keep_packed=keep_packed, **places
+        model,
+        plan,
+        peers=names,
+        one_at_a_time=one_at_a_time,
+        ple=ple,
+        offline=offline,
+        keep_packed=keep_packed,
+        **places,
     )
     screen = Screen(quiet=quiet, silent=as_json)
     with _ending_on_sigterm(), screen.waiting("measuring", "tokens") as bar:

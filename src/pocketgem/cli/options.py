@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pocketgem.memory.place import Place
+
 if TYPE_CHECKING:
     import torch
 
@@ -51,6 +53,7 @@ KeepPacked = Annotated[
     bool,
     typer.Option("--keep-packed/--no-keep-packed", help="Keep a large model's packed weights for the next start."),
 ]
+Ple = Annotated[Place, typer.Option("--ple", help="Where per-layer embeddings are: device, ram, or read from disk.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer and errors.")]

@@ -16,6 +16,7 @@ from pocketgem.cli.lines import Lines
 from pocketgem.cli.screen import Screen
 from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, speak
 from pocketgem.errors import PromptError
+from pocketgem.memory.place import Place, checked_place
 
 if TYPE_CHECKING:
     from pocketgem.answers import TokenLogprob
@@ -45,6 +46,7 @@ def run_model(
     context: o.Context = None,
     threads: o.Threads = None,
     dtype: o.DtypeChoice = o.Dtype.AUTO,
+    ple: o.Ple = Place.AUTO,
     keep_packed: o.KeepPacked = True,
     offline: o.Offline = False,
     as_json: o.Json = False,
@@ -77,7 +79,7 @@ def run_model(
         refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
     screen = Screen(quiet=quiet, silent=as_json)
     with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
-        checkpoint = _opened(model, offline=offline, context=context)
+        checkpoint = _opened(model, offline=offline, context=context, ple=ple)
         manner = Manner(raw=raw or checkpoint.chat_template is None, system=system, thinking=think, sampling=sampling)
         _check_manner(checkpoint, manner)
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
@@ -87,6 +89,7 @@ def run_model(
             dtype=o.torch_dtype(dtype),
             context=context,
             threads=threads,
+            ple=ple,
             keep_packed=keep_packed,
             progress=bar,
         )
@@ -121,7 +124,7 @@ def _read_stdin() -> str:
         raise PromptError(f"the prompt on stdin is not UTF-8: bad byte at offset {error.start}") from error
 
 
-def _opened(model: str, *, offline: bool, context: int | None) -> Checkpoint:
+def _opened(model: str, *, offline: bool, context: int | None, ple: Place) -> Checkpoint:
     """The checkpoint with its headers read. Raises all that can be said of it and of the options without torch."""
     from pocketgem import kernels
     from pocketgem.checkpoint.load import open_checkpoint
@@ -131,6 +134,7 @@ def _opened(model: str, *, offline: bool, context: int | None) -> Checkpoint:
     kernels.choice()
     checkpoint = open_checkpoint(resolve(model, offline=offline))
     checked_context(context, checkpoint.config)
+    checked_place(ple, checkpoint.config)
     return checkpoint
 
 

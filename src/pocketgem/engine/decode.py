@@ -48,13 +48,15 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         logits=[1 if turn.samples else 0 for turn in turns],
     )
     with _threads_of(model):
-        hidden = model(model.embed(torch.tensor(ids)), step)
+        inputs = model.embed(torch.tensor(ids))
+        model.expect(_coming(turns))  # read while this chunk runs
+        hidden = model(inputs, step)
         step.commit()
         for turn in turns:
             turn.sequence.num_computed += turn.count
         rows = iter(model.logits(hidden)) if len(hidden) else iter(())
         return [
-            _sample(next(rows), turn, state) if turn.samples else None
+            _sample(model, next(rows), turn, state) if turn.samples else None
             for turn, state in zip(turns, states, strict=True)
         ]
 
@@ -66,12 +68,24 @@ def _next_ids(turn: Turn) -> tuple[int, ...]:
     return sequence.ids[sequence.num_computed : sequence.num_computed + turn.count]
 
 
-def _sample(logits: torch.Tensor, turn: Turn, state: State) -> Sampled:
+def _coming(turns: Seq[Turn]) -> list[int]:
+    """Prompt ids of about the next step: of every prompt that goes on, as many as it has in this one."""
+    ids: list[int] = []
+    for turn in turns:
+        if not turn.samples:
+            start = turn.sequence.num_computed + turn.count
+            ids += turn.sequence.request.prompt_ids[start : start + turn.count]
+    return ids
+
+
+def _sample(model: Gemma, logits: torch.Tensor, turn: Turn, state: State) -> Sampled:
     request = turn.sequence.request
-    return sample(
+    sampled = sample(
         logits,
         request.params,
         prompt_ids=request.prompt_ids,
         output_ids=turn.sequence.output_ids,
         generator=state.generator,
     )
+    model.expect([sampled.id])  # its rows come while others are sampled and the text is shown
+    return sampled

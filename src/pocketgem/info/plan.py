@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from pocketgem import kernels
 from pocketgem.checkpoint.load import open_checkpoint, read_json
 from pocketgem.checkpoint.types import StoredType
@@ -16,7 +13,7 @@ from pocketgem.kernels.cores import default_threads
 from pocketgem.memory.holdings import Holdings, holdings_as, holdings_of
 from pocketgem.memory.packed_place import default_cache
 from pocketgem.memory.plan import Placement, Plan, Setting, chosen_form, plan
-from pocketgem.memory.program import Base, base_of_a_new_process
+from pocketgem.memory.program import base_of_a_new_process
 
 USUAL_FORMAT = StoredType.Q4_0  # of a layout without a file: what Google's quantisation-aware releases are
 USUAL_CONTEXT = 4096

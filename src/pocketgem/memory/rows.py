@@ -1,60 +1,83 @@
-"""Rows of the per-layer-embedding table: a lookup of gigabytes, of which a token needs one row.
+"""Rows of large tables, of which a token needs one: per-layer embeddings, and the embedding of a packed model.
 
-The table is never a module parameter. It stays in the file; only the rows asked for are read and dequantised.
+A table is never a module parameter. Its stored bytes are held in memory, or stay in the file and are read a row at a
+time; one gather makes float32 of them, so a row has the same bits from every place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pocketgem.checkpoint.tensor import StoredTensor
-from pocketgem.errors import WeightsError
+from pocketgem.checkpoint.types import Progress
 from pocketgem.kernels.compute import Compute
+from pocketgem.memory.disk_rows import HOT_BYTES, DiskRows
+from pocketgem.memory.gather import Gather, by_kernel, by_torch, check_rows
+from pocketgem.memory.place import Place, settled
+
+PIECE = 16 << 20  # bytes of a table read at a time
 
 
 class RowSource(Protocol):
-    """Anything that answers ``rows(ids) -> [n, layers, dim]`` in float32, each times ``factor``."""
-
-    def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor: ...
-
-
-class MappedRows:
-    """Rows read from the mapped checkpoint; equal ids of one call are read once."""
-
-    def __init__(self, table: StoredTensor, num_layers: int) -> None:
-        self.table, self.num_layers = table, num_layers
+    """Rows of a table by number."""
 
     def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
-        unique, where = torch.unique(ids, return_inverse=True)
-        rows = self.table.rows(unique) * factor  # [unique, layers * dim]
-        return rows[where].view(len(ids), self.num_layers, -1)
+        """Rows ``ids`` (int64 [n]) times ``factor``: float32 [n, width].
+
+        Raises WeightsError for an id outside the table, CheckpointError if the file cannot be read or was changed.
+        """
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """These rows will be asked for soon. Never fails: what is wrong with them is said when they are asked for."""
 
 
-class PackedRows:
-    """The same rows by a compiled kernel: gathered and dequantised in one go."""
+def row_source(
+    table: StoredTensor,
+    place: Place,
+    compute: Compute | None = None,
+    *,
+    hot_bytes: int = HOT_BYTES,
+    progress: Progress | None = None,
+) -> RowSource:
+    """Rows of ``table`` [rows, width] from ``place``, made float32 by ``compute``'s kernel or, without it, by torch.
 
-    def __init__(self, compute: Compute, table: StoredTensor, num_layers: int) -> None:
-        self.compute, self.table, self.num_layers = compute, table, num_layers
-
-    def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
-        return stored_rows(self.compute, self.table, ids, factor).view(len(ids), self.num_layers, -1)
-
-
-def stored_rows(compute: Compute, table: StoredTensor, ids: Tensor, factor: float = 1.0) -> Tensor:
-    """Rows ``ids`` (int64) of a table that lies in a file, times ``factor``: float32 ``[ids, width]``.
-
-    Raises WeightsError for an id outside the table, CheckpointError if the file changed since it was opened.
+    hot_bytes: memory for rows that were read, where they come from disk. progress: called with (bytes read, bytes in
+    all) where they are held. Raises CheckpointError if the file cannot be read.
     """
+    gather = by_torch(table) if compute is None else by_kernel(table, compute)
+    if settled(place) is Place.DISK:
+        return DiskRows(table, gather, hot_bytes)
+    return HeldRows(table, gather, progress)
+
+
+class HeldRows:
+    """The table's stored bytes in private memory, read once."""
+
+    def __init__(self, table: StoredTensor, gather: Gather, progress: Progress | None = None) -> None:
+        self._table, self._gather, self._data = table, gather, read_table(table, progress)
+
+    def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
+        """See ``RowSource``."""
+        check_rows(ids, self._table)
+        return self._gather(self._data, ids, factor)
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """Nothing to do: they are here."""
+
+
+def read_table(table: StoredTensor, progress: Progress | None = None) -> Tensor:
+    """All bytes of a table, uint8 [nbytes], in memory of their own. Raises CheckpointError if they cannot be read."""
+    data = torch.empty(table.nbytes, dtype=torch.uint8)
+    view = data.numpy().data
     table.source.check_unchanged()
-    (count, width), wanted = table.shape, ids.tolist()
-    if wanted and not 0 <= min(wanted) <= max(wanted) < count:
-        raise WeightsError(f"{table.name} has {count} rows; rows {min(wanted)} to {max(wanted)} were asked for")
-    size = table.nbytes // count
-    raw = torch.empty(len(wanted) * size, dtype=torch.uint8)
-    view = raw.numpy().data
-    for place, id in enumerate(wanted):
-        table.source.read_into(view[place * size : (place + 1) * size], table.start + id * size)
-    return compute.rows(table.type.value, raw, (len(wanted), width), torch.arange(len(wanted)), factor)
+    for start in range(0, table.nbytes, PIECE):
+        end = min(start + PIECE, table.nbytes)
+        table.source.read_into(view[start:end], table.start + start)
+        if progress is not None:
+            progress(end, table.nbytes)
+    table.source.check_unchanged()  # a write that met the last reads is seen only now
+    return data

@@ -14,14 +14,19 @@ from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.checkpoint.types import Progress
 from pocketgem.config import ModelConfig, decoder_shapes
 from pocketgem.errors import WeightsError
-from pocketgem.memory.rows import MappedRows
+from pocketgem.memory.place import Place
+from pocketgem.memory.rows import row_source
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.gemma3n import Gemma3n
 from pocketgem.model.layers import RMSNorm
 
 
-def build_model(checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None) -> Gemma:
+def build_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None, *, ple: Place = Place.AUTO
+) -> Gemma:
     """Build the model a checkpoint describes and fill it with its weights, in ``dtype`` (norms stay float32).
+
+    ple: where rows of the per-layer table come from.
 
     Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
     """
@@ -39,7 +44,7 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress |
     if config.tied_head:
         model.lm_head.weight = model.embed_tokens.weight
     if model.per_layer is not None:
-        model.per_layer.table = MappedRows(_table(tensors[names.TABLE]), config.num_layers)
+        model.per_layer.table = row_source(table_of(checkpoint), ple, progress=progress)
     return model.eval()
 
 
@@ -105,7 +110,9 @@ def _parameter(module: nn.Module, stored: TextTensor, norm_offset: float, dtype:
     return nn.Parameter(tensor if tensor.ndim > 1 else tensor.clone(), requires_grad=False)
 
 
-def _table(table: TextTensor) -> StoredTensor:
+def table_of(checkpoint: Checkpoint) -> StoredTensor:
+    """The per-layer table. Raises WeightsError for one in two halves."""
+    table = checkpoint.tensors[names.TABLE]
     if isinstance(table, JoinedTensor):
         raise WeightsError("the per-layer table must be one tensor, not two halves")
     return table

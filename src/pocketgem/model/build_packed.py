@@ -12,15 +12,15 @@ from typing import cast
 
 import torch
 
-from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor, member_of
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.kernels import HEAD_DIM_STEP
 from pocketgem.kernels.compute import Compute, Weight
 from pocketgem.memory.packed import PackedWeights, packed_weights
-from pocketgem.memory.rows import PackedRows
-from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of
+from pocketgem.memory.place import Place
+from pocketgem.memory.rows import row_source
+from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of, table_of
 from pocketgem.model.experts import Experts
 from pocketgem.model.fused import fuse
 from pocketgem.model.gemma import Gemma
@@ -30,6 +30,7 @@ from pocketgem.model.quant import PackedEmbedding, PackedExperts, PackedHead, Pa
 # A head of eight bits is exact enough that the rounding of its activations shows. Coarser ones round more themselves,
 # and for many sequences the finer product would take a fifth of the time of a step.
 FINE_HEAD = StoredType.Q8_0
+HOT_EMBEDDINGS = 4 << 20  # bytes of embedding rows kept at hand: some thousands
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels read as it is
 
 
@@ -40,12 +41,17 @@ def can_pack(checkpoint: Checkpoint) -> bool:
 
 
 def build_packed(
-    checkpoint: Checkpoint, compute: Compute, cache: Path | None = None, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    compute: Compute,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    ple: Place = Place.AUTO,
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
     """Build the model a checkpoint describes over packed weights.
 
-    cache: where packed weights are kept between runs; None: nowhere. Returns the model and the files it goes on
-    reading.
+    cache: where packed weights are kept between runs; None: nowhere. ple: where rows of the per-layer table come from.
+    Returns the model and the files it goes on reading.
     Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
     """
     check_tensors(checkpoint)
@@ -58,8 +64,7 @@ def build_packed(
     for slot in slots:
         bench.fill(model, slot)
     if model.per_layer is not None:
-        table = cast(StoredTensor, checkpoint.tensors[names.TABLE])
-        model.per_layer.table = PackedRows(compute, table, checkpoint.config.num_layers)
+        model.per_layer.table = row_source(table_of(checkpoint), ple, compute, progress=progress)
     model.eval()
     model.has_own_threads = True
     if all(layer.head_dim % HEAD_DIM_STEP == 0 for layer in checkpoint.config.layers):
@@ -94,7 +99,8 @@ class _Bench:
             slot.module.register_parameter(slot.key, norm_or_number(slot.module, stored, self.checkpoint.norm_offset))
         elif isinstance(slot.module, Embedding):
             table = cast(StoredTensor, self.checkpoint.tensors[source])
-            model.set_submodule(slot.path, PackedEmbedding(self.compute, table, slot.module.scale))
+            rows = row_source(table, Place.DISK, self.compute, hot_bytes=HOT_EMBEDDINGS)
+            model.set_submodule(slot.path, PackedEmbedding(rows, slot.module.scale))
         elif isinstance(slot.module, Linear):
             fine = slot.path == "lm_head" and _parts(self.checkpoint.tensors[source])[0].type is FINE_HEAD
             kind = PackedHead if fine else PackedLinear

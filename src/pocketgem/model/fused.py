@@ -167,7 +167,7 @@ class FusedPerLayerInputs(nn.Module):
 
     def __init__(self, plain: PerLayerInputs, compute: Compute) -> None:
         super().__init__()
-        self.compute, self.shape, self.identity = compute, plain.shape, plain.identity
+        self.compute, self.shape, self.identity, self.expect = compute, plain.shape, plain.identity, plain.expect
         self.projection = matrix_of(plain.per_layer_model_projection)
         weight, eps = plain.per_layer_projection_norm.weight, plain.per_layer_projection_norm.eps
         # norm(s * y) is norm(y) with eps / s^2: the projection's scale needs no pass of its own.

@@ -8,7 +8,7 @@ this page has no size of its own. Source: transformers' gemma3 and gemma4, the o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -117,6 +117,12 @@ class Gemma(nn.Module):
         """ids ``[rows]`` int64 -> scaled embeddings and per-layer vectors."""
         x = self.embed_tokens(ids)
         return Inputs(x, None if self.per_layer is None else self.per_layer(ids, x))
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """These ids will be embedded soon: rows of theirs that lie on disk start to come. Never fails."""
+        self.embed_tokens.expect(ids)
+        if self.per_layer is not None:
+            self.per_layer.expect(ids)
 
     def forward(self, inputs: Inputs, step: Step) -> Tensor:
         """Run the layers and write every cache of the step; returns ``[wanted rows, hidden]``, after the final norm.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,9 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         rows = nn.functional.embedding(ids, self.weight)  # [rows, hidden]
         return rows * torch.tensor(self.scale, dtype=rows.dtype)
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """Nothing to do: the rows are in memory."""
 
 
 class SoftCap(nn.Module):

@@ -6,6 +6,7 @@ Source: transformers' gemma4 and gemma3n; both generations share this pipeline.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,17 @@ class PerLayerInputs(nn.Module):
         return (context + self.identity(ids).to(x.dtype)) * INPUT_SCALE
 
     def identity(self, ids: Tensor) -> Tensor:
-        """The token's own row. Ids past the table (media placeholders of Gemma 3n) take row 0, the padding token's."""
+        """The token's own row ``[rows, layers, dim]``. Ids past the table (media placeholders of Gemma 3n) take row 0,
+        the padding token's."""
         if self.table is None:
             raise RuntimeError("per-layer table not attached: build models through checkpoint.load")
         inside = torch.where(ids < self.vocab_size, ids, 0)
-        return self.table.rows(inside, self.table_scale)  # [rows, layers, dim]
+        return self.table.rows(inside, self.table_scale).view(len(ids), *self.shape)
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """See ``Gemma.expect``."""
+        if self.table is not None:
+            self.table.expect([id if id < self.vocab_size else 0 for id in ids])
 
 
 class PerLayerGate(nn.Module):

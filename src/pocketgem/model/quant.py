@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.kernels.compute import Compute, Weight
-from pocketgem.memory.rows import stored_rows
+from pocketgem.memory.rows import RowSource
 
 
 class PackedLinear(nn.Module):
@@ -35,16 +34,20 @@ class PackedHead(PackedLinear):
 
 
 class PackedEmbedding(nn.Module):
-    """Rows of the vocabulary, read from the file as it is and scaled."""
+    """Rows of the vocabulary as the file has them, scaled."""
 
     dtype = torch.float32
 
-    def __init__(self, compute: Compute, table: StoredTensor, scale: float) -> None:
+    def __init__(self, table: RowSource, scale: float) -> None:
         super().__init__()
-        self.compute, self.table, self.scale = compute, table, scale
+        self.table, self.scale = table, scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        return stored_rows(self.compute, self.table, ids, self.scale)
+        return self.table.rows(ids, self.scale)
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """See ``Gemma.expect``."""
+        self.table.expect(ids)
 
 
 class PackedExperts(nn.Module):
