@@ -1,6 +1,6 @@
 """The most memory a model took, beside what the plan said before: every case in a process of its own.
 
-python -m benchmarks.memory gemma-3-270m:4096 e2b.gguf:4096 e2b.gguf:16384 [--threads 2] [--dtype bfloat16] [--json FILE]
+python -m benchmarks.memory gemma-3-270m:4096 e2b.gguf:4096 e2b.gguf:16384 [--threads 2] [--dtype bfloat16]
 
 A case is MODEL:TOKENS. The child loads the model with a context of TOKENS, reads a random prompt that fills it but for
 a few tokens, writes these, and does so once more with another prompt while the first past is kept. Its parent made the

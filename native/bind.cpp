@@ -4,6 +4,7 @@
 NB_MODULE(_native, module) {
     module.doc() = "pocketgem's compiled kernels; pocketgem.kernels is the door to them.";
     pocketgem::bind_linear(module);
+    pocketgem::bind_experts(module);
     pocketgem::bind_pack(module);
     pocketgem::bind_attention(module);
     pocketgem::bind_layer(module);

@@ -6,6 +6,7 @@
 namespace pocketgem {
 
 void bind_linear(nanobind::module_& module);
+void bind_experts(nanobind::module_& module);
 void bind_pack(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
 void bind_layer(nanobind::module_& module);

@@ -9,7 +9,6 @@
 
 #include "bind.h"
 #include "blocks.h"
-#include "experts.h"
 #include "linear.h"
 #include "owned.h"
 
@@ -105,46 +104,6 @@ void add_one(Kernels& k, Address x, long rows, const OwnedWeight& weight, Addres
                at<const float>(residual), at<float>(out));
 }
 
-// The experts of one layer, in the form the kernels take them.
-struct ExpertStack {
-    std::vector<Expert> experts;
-    nb::list owners;
-};
-
-void make_stack(ExpertStack* self, nb::list gates, nb::list ups, nb::list downs) {
-    const auto count = gates.size();
-    if (count == 0 || ups.size() != count || downs.size() != count)
-        throw nb::value_error("Experts: lists differ in length");
-    std::vector<Expert> experts;
-    const auto weight = [](nb::handle owner) { return &nb::cast<const OwnedWeight&>(owner).weight; };
-    for (std::size_t i = 0; i < count; ++i) experts.push_back({weight(gates[i]), weight(ups[i]), weight(downs[i])});
-    const Layout &gate = experts[0].gate->layout, &down = experts[0].down->layout;
-    for (const Expert& e : experts)
-        for (const auto& [one, rows, cols] :
-             {std::tuple{e.gate, gate.rows, gate.cols}, std::tuple{e.up, gate.rows, gate.cols},
-              std::tuple{e.down, gate.cols, gate.rows}})
-            if (one->layout.rows != rows || one->layout.cols != cols) throw nb::value_error("Experts: shapes differ");
-    for (const Expert& e : experts)  // one plan serves them all
-        if (e.gate->layout.format.type != experts[0].gate->layout.format.type ||
-            e.up->layout.format.type != experts[0].up->layout.format.type ||
-            e.down->layout.format.type != down.format.type)
-            throw nb::value_error("Experts: types differ");
-    nb::list owners;
-    owners.append(gates), owners.append(ups), owners.append(downs);
-    new (self) ExpertStack{std::move(experts), std::move(owners)};
-}
-
-void experts_run(Kernels& k, Address x, long rows, const ExpertStack& stack, Address chosen_experts, Address shares,
-                 long chosen, Address out) {
-    const auto count = static_cast<long>(stack.experts.size());
-    const auto* ids = at<const std::int64_t>(chosen_experts);
-    for (long i = 0; i < rows * chosen; ++i)
-        if (ids[i] < 0 || ids[i] >= count) throw nb::value_error("experts: an index is outside the stack");
-    nb::gil_scoped_release unlocked;
-    run_experts(k, at<const float>(x), rows, stack.experts.data(), count, {ids, at<const float>(shares), chosen},
-                at<float>(out));
-}
-
 }  // namespace
 
 void bind_linear(nb::module_& module) {
@@ -163,11 +122,6 @@ void bind_linear(nb::module_& module) {
              nb::arg("size"), nb::arg("owner"))
         .def_prop_ro("rows", [](const OwnedWeight& w) { return w.weight.layout.rows; })
         .def_prop_ro("cols", [](const OwnedWeight& w) { return w.weight.layout.cols; });
-    nb::class_<ExpertStack>(module, "Experts",
-                            "The routed experts of one layer: gates, ups and downs of one shape each.")
-        .def("__init__", &make_stack, nb::arg("gates"), nb::arg("ups"), nb::arg("downs"))
-        .def_prop_ro("cols", [](const ExpertStack& stack) { return stack.experts[0].gate->layout.cols; });
-    module.def("experts", &experts_run);
     module.def("linear", &linear_one);
     module.def("fine_linear", &fine_one);
     module.def("linears", &linear_many);

@@ -15,27 +15,25 @@ struct Group {
 
 struct Gathered {
     std::vector<Group> groups;
-    std::vector<long> pairs;   // [place] row * chosen + choice
-    std::vector<long> places;  // [row * chosen + choice] place
+    std::vector<long> pairs;  // [place] row * chosen + choice
 };
 
-Gathered gather(const Choices& choices, long rows, long count) {
+// The pairs whose expert is in memory.
+Gathered gather(const Choices& choices, long rows, const Expert* experts, long count) {
     const long all = rows * choices.chosen;
+    const auto present = [&](long i) { return experts[choices.experts[i]].gate != nullptr; };
     Gathered out;
     std::vector<long> next(static_cast<std::size_t>(count) + 1, 0);
-    for (long i = 0; i < all; ++i) ++next[static_cast<std::size_t>(choices.experts[i]) + 1];
+    for (long i = 0; i < all; ++i)
+        if (present(i)) ++next[static_cast<std::size_t>(choices.experts[i]) + 1];
     for (long e = 0; e < count; ++e) {
         const long begin = next[static_cast<std::size_t>(e)];
         const long end = next[static_cast<std::size_t>(e) + 1] += begin;
         if (end > begin) out.groups.push_back({e, begin, end});
     }
-    out.pairs.resize(static_cast<std::size_t>(all));
-    out.places.resize(static_cast<std::size_t>(all));
-    for (long i = 0; i < all; ++i) {
-        const long place = next[static_cast<std::size_t>(choices.experts[i])]++;
-        out.pairs[static_cast<std::size_t>(place)] = i;
-        out.places[static_cast<std::size_t>(i)] = place;
-    }
+    out.pairs.resize(static_cast<std::size_t>(next[static_cast<std::size_t>(count)]));
+    for (long i = 0; i < all; ++i)
+        if (present(i)) out.pairs[static_cast<std::size_t>(next[static_cast<std::size_t>(choices.experts[i])]++)] = i;
     return out;
 }
 
@@ -82,12 +80,12 @@ Ready spread(Kernels& k, const float* x, const Gathered& gathered, long chosen, 
 
 }  // namespace
 
-void run_experts(Kernels& k, const float* x, long rows, const Expert* experts, long count, const Choices& choices,
-                 float* out) {
-    if (rows == 0) return;
-    const Expert& any = experts[0];
+void run_present(Kernels& k, const float* x, long rows, const Expert* experts, long count, const Choices& choices,
+                 float* products) {
+    const Gathered gathered = gather(choices, rows, experts, count);
+    if (gathered.groups.empty()) return;
+    const Expert& any = experts[gathered.groups[0].expert];
     const long hidden = any.gate->layout.cols, width = any.gate->layout.rows;
-    const Gathered gathered = gather(choices, rows, count);
     const long all = static_cast<long>(gathered.pairs.size());
     Lender::Loan inputs(k.scratch), middle(k.scratch), results(k.scratch);
 
@@ -103,21 +101,35 @@ void run_experts(Kernels& k, const float* x, long rows, const Expert* experts, l
     });
 
     const Ready halfway = prepare(k, {inner, all, width, nullptr, 0}, any.down->packed);
-    float* products = results->of<float>(static_cast<std::size_t>(all * hidden));
+    float* sorted = results->of<float>(static_cast<std::size_t>(all * hidden));
     const Stage downs = stage_of(k, gathered, halfway, k.corrections[2], [&](long e) { return experts[e].down; });
     k.pool.run(static_cast<long>(downs.turns.size()), [&](long i) {
         const Turn& turn = downs.turns[static_cast<std::size_t>(i)];
-        float* to = products + gathered.groups[turn.group].begin * hidden + turn.panel * kPanel;
+        float* to = sorted + gathered.groups[turn.group].begin * hidden + turn.panel * kPanel;
         compute(k, downs.jobs[turn.group], downs.rows[turn.group], turn.panel, turn.end, to, hidden);
     });
+    k.pool.run((all + 15) / 16, [&](long part) {
+        for (long i = part * 16; i < std::min(all, part * 16 + 16); ++i)
+            std::copy_n(sorted + i * hidden, hidden, products + gathered.pairs[static_cast<std::size_t>(i)] * hidden);
+    });
+}
 
+void mix_products(Kernels& k, const float* products, long rows, long hidden, const Choices& choices, float* out) {
     k.pool.run(rows, [&](long row) {  // a row's experts add up in the order the router chose them
         std::fill_n(out + row * hidden, hidden, 0.0f);
-        for (long c = row * choices.chosen; c < (row + 1) * choices.chosen; ++c) {
-            const float* product = products + gathered.places[static_cast<std::size_t>(c)] * hidden;
-            for (long i = 0; i < hidden; ++i) out[row * hidden + i] += choices.shares[c] * product[i];
-        }
+        for (long c = row * choices.chosen; c < (row + 1) * choices.chosen; ++c)
+            for (long i = 0; i < hidden; ++i) out[row * hidden + i] += choices.shares[c] * products[c * hidden + i];
     });
+}
+
+void run_experts(Kernels& k, const float* x, long rows, const Expert* experts, long count, const Choices& choices,
+                 float* out) {
+    if (rows == 0) return;
+    const long hidden = experts[0].gate->layout.cols;
+    Lender::Loan loan(k.scratch);
+    float* products = loan->of<float>(static_cast<std::size_t>(rows * choices.chosen * hidden));
+    run_present(k, x, rows, experts, count, choices, products);
+    mix_products(k, products, rows, hidden, choices, out);
 }
 
 }  // namespace pocketgem

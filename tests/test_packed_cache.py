@@ -230,7 +230,7 @@ def test_kernels_that_do_not_say_have_the_layout_of_a_constant(model: Path, monk
 
 
 def test_another_version_of_the_file_is_stale(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_file, "MAGIC", packed_file.NAME + b" 2\r\n\0\0\0\0")
+    monkeypatch.setattr(packed_file, "MAGIC", packed_file.NAME + b" 3\r\n\0\0\0\0")
     assert kept_anew(model, cache)
 
 
@@ -319,22 +319,68 @@ def test_zeros_and_swapped_pages_in_the_body_are_seen(good: tuple[Path, bytes]) 
 def test_checksums_see_any_change_within_a_word(data: st.DataObject) -> None:
     size = 8 * data.draw(st.sampled_from([1, 2, 1000, packed_file.CHUNK // 8, packed_file.CHUNK // 8 + 3]))
     body = torch.arange(size // 8).mul(0x9E3779B97F4A7C15 - (1 << 64)).view(torch.uint8)
-    before = packed_file.checksums(body)
-    assert len(before) == 8 * math.ceil(size / packed_file.CHUNK)
+    pieces = packed_file.cut(0, size)
+    before = packed_file.checksums(body, pieces)
+    assert len(before) == math.ceil(size / packed_file.CHUNK)
     body[data.draw(st.integers(0, size - 1))] += data.draw(st.integers(1, 255))
-    assert packed_file.checksums(body) != before
+    assert packed_file.checksums(body, pieces) != before
 
 
 def test_checksums_are_the_same_for_any_number_of_threads() -> None:
-    body = torch.randint(256, (5 * packed_file.CHUNK + 800,), dtype=torch.uint8)
+    size = 5 * packed_file.CHUNK + 800
+    body = torch.randint(256, (size,), dtype=torch.uint8)
     sums, threads = [], torch.get_num_threads()
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            sums.append(packed_file.checksums(body))
+            sums.append(packed_file.checksums(body, packed_file.cut(0, size)))
     finally:
         torch.set_num_threads(threads)
     assert sums[0] == sums[1]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3 * packed_file.CHUNK // 8).map(lambda words: 8 * words), max_size=6),
+)
+def test_pieces_cover_the_body_and_none_holds_two_tensors(sizes: list[int]) -> None:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    pieces = packed_file.Body(tuple(starts), sum(sizes)).pieces
+    assert [begin for begin, _ in pieces] == [0, *(end for _, end in pieces)][: len(pieces)]
+    assert not pieces or pieces[-1][1] == sum(sizes)
+    assert {*starts} <= {begin for begin, _ in pieces}
+    assert all(0 < end - begin <= packed_file.CHUNK for begin, end in pieces)
+
+
+# Parts that somebody else reads
+
+
+def test_loose_parts_are_where_they_say_and_checked_by_their_reader(model: Path, cache: Path) -> None:
+    weights = pack(model, cache, loose=["experts"])
+    place, raw = weights.place("experts"), cache.read_bytes()
+    assert len(place.sums) == 5
+    for index, sums in enumerate(place.sums):
+        begin, end = place.of(index)
+        body = torch.frombuffer(bytearray(raw[begin:end]), dtype=torch.uint8)
+        assert packed_file.checksums(body, packed_file.cut(0, end - begin)) == list(sums)
+        kept = weights.bytes("experts").view(5, -1)[index].numpy().tobytes()
+        assert raw[begin : begin + place.each] == kept
+        assert not any(raw[begin + place.each : end])
+
+
+def test_damage_of_a_loose_part_is_left_to_its_reader(model: Path, cache: Path) -> None:
+    touch(cache, pack(model, cache).place("experts").of(3)[0] + 5)
+    packer = FakePacker()
+    pack(model, cache, packer, loose=["experts"])
+    assert packer.packed == 0
+    assert kept_anew(model, cache)
+
+
+def test_loose_parts_need_a_file(model: Path) -> None:
+    packer = FakePacker()
+    for path, reason in (None, "no place"), (model.with_name("missing") / "cache", "No such file"):
+        with pytest.raises(RunError, match=f"budget for experts needs a file to read them from, but .*{reason}"):
+            pack(model, path, packer, loose=["experts"])
+    assert packer.packed == 0
 
 
 # Places that refuse

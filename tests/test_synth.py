@@ -12,11 +12,12 @@ from pocketgem import LLM, SamplingParams
 from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
-from pocketgem.checkpoint.synth import Dice, synthesize, write_synthetic
+from pocketgem.checkpoint.synth import Dice, Routing, synthesize, write_synthetic
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.cli import main
 from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
 from pocketgem.errors import CheckpointError, UnsupportedError
+from pocketgem.model.experts import Router
 
 SMALL = {
     "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
@@ -87,6 +88,34 @@ def test_gemma_3n_has_a_row_for_every_token_as_llama_cpp_insists(tmp_path: Path)
     wider = replace(config, vocab_size=1280)
     write_synthetic(wider, "gemma-3n-E2B", tmp_path / "x.gguf")
     assert GGUFFile.open(tmp_path / "x.gguf").tensors["per_layer_token_embd.weight"].shape[0] == 1280
+
+
+def test_skewed_routing_is_like_zipfs_law() -> None:
+    rows = torch.randn(4000, 256, generator=torch.Generator().manual_seed(1))
+    chosen = (rows @ Dice(0).skewed_router((128, 256)).T).topk(8).indices.flatten()
+    use = chosen.bincount(minlength=128).sort(descending=True).values / chosen.numel()
+    assert 0.7 < use[:43].sum() < 0.9  # of even routing 0.34
+    assert use[7] > 1.5 * use[23] > 4.5 * use[71] > 0
+
+
+def test_tokens_of_one_text_choose_experts_of_their_own(tmp_path: Path) -> None:
+    write_synthetic(small("gemma-4-26B-A4B"), "gemma-4-26B-A4B", tmp_path / "x.gguf")
+    llm, chosen = LLM.load(tmp_path / "x.gguf", dtype=torch.float32), list[torch.Tensor]()
+    for module in llm.model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda _, __, out: chosen.append(out[1]))
+    llm.score(list(range(300, 400)))
+    for indices in chosen:  # [rows, 2] of 4 experts: each is near half of the rows
+        assert (indices.flatten().bincount(minlength=4) / len(indices)).sub(0.5).abs().max() < 0.2
+
+
+def test_a_file_of_skewed_routing_says_so_and_runs(tmp_path: Path) -> None:
+    config, path = small("gemma-4-26B-A4B"), tmp_path / "x.gguf"
+    write_synthetic(config, "gemma-4-26B-A4B", path, routing=Routing.SKEWED)
+    assert GGUFFile.open(path).metadata["general.name"] == "synthetic gemma-4-26B-A4B (random weights, skewed routing)"
+    assert LLM.load(path, dtype=torch.float32).generate([300, 301], params=SamplingParams(max_tokens=2)).ids
+    with pytest.raises(UnsupportedError, match="no experts"):
+        synthesize("gemma-3-270m", tmp_path / "y.gguf", routing=Routing.SKEWED)
 
 
 def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:

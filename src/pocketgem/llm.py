@@ -30,10 +30,12 @@ from pocketgem.engine.request import FinishReason, Request, SamplingParams, chec
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
+from pocketgem.memory.experts import ExpertUse
 from pocketgem.memory.place import Place, checked_place
 from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
+from pocketgem.model.quant import store_of
 from pocketgem.parts import defaults_of, model_of, nameless_ids, template_of, tokenizer_of
 from pocketgem.text.chat import Chat
 from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
@@ -77,6 +79,7 @@ class LLM:
         ple: str = Place.AUTO,
         offline: bool = False,
         keep_packed: bool = True,
+        expert_memory: int | None = None,
         progress: Progress | None = None,
     ) -> LLM:
         """Load a checkpoint.
@@ -93,9 +96,11 @@ class LLM:
                 "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
+            expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
+                wants them. None keeps all in memory. ``expert_use`` tells how it goes.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
-        POCKETGEM_KERNELS asks for kernels that cannot run here.
+        POCKETGEM_KERNELS asks for kernels that cannot run here and for a budget that cannot be kept.
         """
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
@@ -105,8 +110,22 @@ class LLM:
         checkpoint = checkpoint.lean()
         give_back()
         count = None if threads is None else checked_threads(threads)
-        built, files = model_of(checkpoint, dtype, count, ple=place, keep_packed=keep_packed, progress=progress)
+        built, files = model_of(
+            checkpoint,
+            dtype,
+            count,
+            ple=place,
+            keep_packed=keep_packed,
+            progress=progress,
+            expert_memory=expert_memory,
+        )
         return cls(built, tokenizer, checkpoint, context=context, files=files)
+
+    @property
+    def expert_use(self) -> ExpertUse | None:
+        """What the expert cache did since loading: hits, bytes read, time waited. None without ``expert_memory``."""
+        store = store_of(self.model)
+        return None if store is None else store.use
 
     # ---- text ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
-from pocketgem.errors import WeightsError
+from pocketgem.errors import InputError, WeightsError
 from pocketgem.kernels import cpu
 from pocketgem.kernels.compute import Compute
 from pocketgem.kernels.cores import default_threads
@@ -52,17 +52,35 @@ def model_of(
     ple: Place = Place.AUTO,
     keep_packed: bool = True,
     progress: Progress | None = None,
+    expert_memory: int | None = None,
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
     """The model of a checkpoint and the files it goes on reading; see ``LLM.load`` for the options."""
     compiled = kernels.choice().name
-    if dtype is None and compiled is not None and can_pack(checkpoint):
+    packs = dtype is None and compiled is not None and can_pack(checkpoint)
+    if expert_memory is not None:
+        _check_budget(checkpoint, packs, keep_packed)
+    if packs and compiled is not None:
         compute = Compute(compiled, threads or default_threads().count)
-        cache = default_cache(Path(checkpoint.where)) if keep_packed and _is_large(checkpoint) else None
-        return build_packed(checkpoint, compute, cache, progress, ple=ple)
+        kept = keep_packed and (expert_memory is not None or _is_large(checkpoint))
+        cache = default_cache(Path(checkpoint.where)) if kept else None
+        return build_packed(checkpoint, compute, cache, progress, ple=ple, expert_memory=expert_memory)
     if threads is not None:
         torch.set_num_threads(threads)
     model = build_model(checkpoint, dtype or fast_dtype(), progress, ple=ple)
     return model, checkpoint.mapped(model.dtype, table=settled(ple) is Place.DISK)
+
+
+def _check_budget(checkpoint: Checkpoint, packs: bool, keep_packed: bool) -> None:
+    """Experts under a budget are read from the file of packed weights: raise InputError where there will be none."""
+    if not packs:
+        raise InputError(
+            f"{checkpoint.where}: a budget for experts needs quantised weights, compiled kernels and no dtype"
+        )
+    if not keep_packed:
+        raise InputError(
+            f"{checkpoint.where}: a budget for experts needs the file of packed weights that keep_packed=False "
+            "(--no-keep-packed) forbids: the experts that are not in memory are read from it"
+        )
 
 
 def _is_large(checkpoint: Checkpoint) -> bool:

@@ -28,6 +28,7 @@ class Track:
     start_s: list[float] = field(default_factory=list)  # from the process's start to the first token
     seconds: dict[str, list[list[float]]] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)  # row -> why
+    costs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)  # row -> each run's
     peak_MiB: dict[str, float] = field(default_factory=dict)  # kind of row -> highest seen until then, first run
     anonymous_MiB: float | None = None
 
@@ -97,6 +98,8 @@ class Bench:
             return
         runs = track.seconds.setdefault(row.name, [])
         runs.append(answer["seconds"])
+        if answer.get("costs"):
+            track.costs.setdefault(row.name, []).append(answer["costs"])
         memory = answer["memory"]
         if len(runs) == 1 and "peak_MiB" in memory:  # later runs start from the peak of the whole first one
             track.peak_MiB[row.kind] = memory["peak_MiB"]

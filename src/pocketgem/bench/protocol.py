@@ -4,7 +4,8 @@
     {"decode": 64, "depth": 128, "seed": 0}                -> {"seconds": [each step]}
     {"sequences": 10, "decode": 64, "depth": 128, ...}     -> {"seconds": [each step of all together]}
 
-Every answer carries the process's peak memory so far. A worker that waits sits in ``readline`` and uses no processor.
+Every answer carries the process's peak memory so far, and of a subject that has ``costs()`` (name -> number, of the
+command just done) these too. A worker that waits sits in ``readline`` and uses no processor.
 Only the standard library is used here: peers run this in interpreters of their own.
 """
 
@@ -58,7 +59,8 @@ def serve(load: Load, options: dict[str, Any], commands: IO[str], answers: IO[st
         subject = load(options)
         _answer(answers, {"load_s": time.perf_counter() - began, "facts": subject.facts()})
         while line := commands.readline():
-            _answer(answers, obey(subject, json.loads(line), options["vocabulary"]))
+            answer = obey(subject, json.loads(line), options["vocabulary"])
+            _answer(answers, answer | {"costs": getattr(subject, "costs", dict)()})
     except Exception as error:  # whatever a runtime raises: the parent says it in one line
         text = " ".join(str(error).split())[:300]
         _answer(answers, {"error": f"{type(error).__name__}: {text}"})

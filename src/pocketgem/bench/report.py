@@ -31,6 +31,7 @@ class Line:
     facts: Mapping[str, int] | None = None
     bytes_per_step: int | None = None
     tokens_per_step: int = 1
+    costs: Sequence[Mapping[str, float]] = ()  # ours, run by run, of experts under a budget
 
 
 def rate(row: Row, steps: Sequence[float]) -> float:
@@ -70,6 +71,7 @@ def _speed(row: Row, tracks: Mapping[str, Track], reads: Callable[[int], int]) -
         facts={SIZES[row.kind]: row.size},
         bytes_per_step=None if row.kind == "prefill" else reads(number),
         tokens_per_step=number,
+        costs=tracks[OURS].costs.get(row.name, ()) if OURS in tracks else (),
     )
 
 
@@ -101,6 +103,8 @@ def row_report(line: Line, readers: Collection[str], bandwidth: float) -> dict[s
     """Ours with its spread, and each peer with its ratio; of ``readers`` also GB/s and share of the bandwidth."""
     weights = {name: _reading(line, name, bandwidth) for name in readers}
     found: dict[str, object] = {"row": line.name, **(line.facts or {}), **_figures(line, OURS), **weights.get(OURS, {})}
+    if line.costs:
+        found["experts"] = {key: _short(statistics.median(run[key] for run in line.costs)) for key in line.costs[0]}
     peers = [name for name in line.values if name != OURS]
     if peers:
         found["peers"] = {name: _figures(line, name) | weights.get(name, {}) | _ratio(line, name) for name in peers}

@@ -68,8 +68,9 @@ PEERS = {
 }
 
 
-def ours(*, keep_packed: bool = True, ple: str = "auto") -> Subject:
-    options = {"keep_packed": keep_packed, "ple": ple}
+def ours(*, keep_packed: bool = True, ple: str = "auto", expert_memory: int | None = None) -> Subject:
+    budget = {} if expert_memory is None else {"expert_memory": expert_memory}
+    options = {"keep_packed": keep_packed, "ple": ple, **budget}
     return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options=options)
 
 

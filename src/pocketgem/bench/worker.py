@@ -16,6 +16,7 @@ from pocketgem import kernels
 from pocketgem.bench.protocol import main
 from pocketgem.engine.request import Request, SamplingParams
 from pocketgem.llm import LLM
+from pocketgem.memory.experts import ExpertUse
 
 
 class Ours:
@@ -25,6 +26,7 @@ class Ours:
         self.llm, self.engine = llm, llm.engine
         self.engine.prefixes.capacity = 0  # every prompt is read whole
         self._numbers = count()
+        self._costs: dict[str, float] = {}
 
     def facts(self) -> dict[str, object]:
         return {
@@ -35,10 +37,11 @@ class Ours:
         }
 
     def prefill(self, prompt: list[int]) -> float:
-        began = time.perf_counter()
+        before, began = self.llm.expert_use, time.perf_counter()
         self._submit([prompt])
         self._read_prompts(1)
         seconds = time.perf_counter() - began
+        self._note(before, len(prompt))
         self._drop()
         return seconds
 
@@ -46,13 +49,29 @@ class Ours:
         self.engine.scheduler.max_running = max(self.engine.scheduler.max_running, len(prompts))
         self._submit(prompts)
         self._read_prompts(len(prompts))
-        seconds = []
+        seconds, before = [], self.llm.expert_use
         for _ in range(steps):
             began = time.perf_counter()
             self.engine.step()
             seconds.append(time.perf_counter() - began)
+        self._note(before, steps * len(prompts))
         self._drop()
         return seconds
+
+    def costs(self) -> dict[str, float]:
+        """Of the last command, what experts under a budget cost; empty without one."""
+        return self._costs
+
+    def _note(self, before: ExpertUse | None, tokens: int) -> None:
+        now = self.llm.expert_use
+        if before is None or now is None:
+            return
+        use = now - before
+        self._costs = {
+            "hit_rate": use.hit_rate or 0.0,
+            "bytes_per_token": use.bytes_read / tokens,
+            "wait_s_per_token": use.wait_seconds / tokens,
+        }
 
     def _submit(self, prompts: list[list[int]]) -> None:
         """Without stop ids: random weights may write one at any time."""
@@ -72,8 +91,9 @@ class Ours:
 
 def load(options: dict[str, Any]) -> Ours:
     """Nothing is fetched: the parent has found the files."""
-    names = ("context", "threads", "keep_packed", "ple")
-    return Ours(LLM.load(options["model"], offline=True, **{name: options[name] for name in names}))
+    names = ("context", "threads", "keep_packed", "ple", "expert_memory")
+    given = {name: options[name] for name in names if name in options}
+    return Ours(LLM.load(options["model"], offline=True, **given))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -27,18 +28,38 @@ BYTE_STD = math.sqrt((256**2 - 1) / 12)
 SIXBIT_STD = math.sqrt((64**2 - 1) / 12)
 SIXBIT_SCALE = 32  # of every sub-block of a Q6_K block
 FORMATS = (StoredType.Q4_0, StoredType.Q8_0)
+# What a layer adds to a token. Random attention gives all tokens of a text the same; soon that would be all there is,
+# and they would choose the same experts. Kept small, a token stays itself, as it does in a trained model.
+BRANCH, BRANCH_NORMS = 0.05, (".post_attention_norm.weight", ".post_ffw_norm.weight")
+ROUTER = ".ffn_gate_inp.weight"
+SKEW = 0.5  # of 128 experts the most used third then takes about 80 % of all choices of 8
+
+
+class Routing(StrEnum):
+    """How rows spread over experts. ``EVEN``: all experts alike, as random weights do, the worst case for a cache."""
+
+    EVEN = "even"
+    SKEWED = "skewed"
 
 
 def synthesize(
-    layout: str, path: Path, type: StoredType = StoredType.Q4_0, *, seed: int = 0, progress: Progress | None = None
+    layout: str,
+    path: Path,
+    type: StoredType = StoredType.Q4_0,
+    *,
+    seed: int = 0,
+    routing: Routing = Routing.EVEN,
+    progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file with the shapes of a released layout and random weights.
 
     Matrices are ``type`` (Q4_0 or Q8_0); the token embedding, which is also the head, is Q6_K in a Q4_0 file, as in the
     released ones; vectors are float32. ``progress`` hears of bytes. One tensor is held at a time: the largest is the
-    per-layer table. Raises CheckpointError for an unknown layout, UnsupportedError for another type.
+    per-layer table. ``routing``: how rows spread over experts. Raises CheckpointError for an unknown layout,
+    UnsupportedError for another type and for a routing of a layout without experts.
     """
-    write_synthetic(from_hf(released_config(layout), layout), layout, path, type, seed=seed, progress=progress)
+    config = from_hf(released_config(layout), layout)
+    write_synthetic(config, layout, path, type, seed=seed, routing=routing, progress=progress)
 
 
 def write_synthetic(
@@ -48,14 +69,18 @@ def write_synthetic(
     type: StoredType = StoredType.Q4_0,
     *,
     seed: int = 0,
+    routing: Routing = Routing.EVEN,
     progress: Progress | None = None,
 ) -> None:
     """``synthesize`` for any shapes; rows must fill whole blocks, save those of a few numbers."""
     config = _padded(config)
     if type not in FORMATS:
         raise UnsupportedError(f"synthetic weights can be {' or '.join(FORMATS)}, not {type}")
-    metadata = {"general.name": f"synthetic {name} (random weights)", **metadata_of(config), **_vocabulary(config)}
-    write_gguf(path, config.family, metadata, _tensors(config, type, Dice(seed), progress))
+    if routing is not Routing.EVEN and config.experts is None:
+        raise UnsupportedError(f"{name} has no experts to route to")
+    kind = "random weights" if routing is Routing.EVEN else f"random weights, {routing} routing"
+    metadata = {"general.name": f"synthetic {name} ({kind})", **metadata_of(config), **_vocabulary(config)}
+    write_gguf(path, config.family, metadata, _tensors(config, type, Dice(seed), routing, progress))
 
 
 def _padded(config: ModelConfig) -> ModelConfig:
@@ -78,16 +103,21 @@ def _unused_keys(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _tensors(
-    config: ModelConfig, type: StoredType, dice: Dice, progress: Progress | None
+    config: ModelConfig, type: StoredType, dice: Dice, routing: Routing, progress: Progress | None
 ) -> Iterator[tuple[str, Tensor, StoredType]]:
     shapes = _stacked({**decoder_shapes(config), **_unused_keys(config)})
     stored = {name: stored_as(name, shape, type) for name, shape in shapes.items()}
+    routers = {name for name in shapes if name.endswith(ROUTER)} if routing is Routing.SKEWED else set()
+    stored |= dict.fromkeys(routers, StoredType.F32)  # their rows differ in size
     total, done = sum(tensor_bytes(shape, stored[name]) for name, shape in shapes.items()), 0
     for name, shape in shapes.items():
-        if stored[name] is not StoredType.F32:
+        if name in routers:
+            yield name, dice.skewed_router(shape), StoredType.F32
+        elif stored[name] is not StoredType.F32:
             yield name, dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5), stored[name]
         else:
-            yield name, torch.ones(shape) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
+            size = BRANCH if config.experts is not None and name.endswith(BRANCH_NORMS) else 1.0
+            yield name, torch.full(shape, size) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
         done += tensor_bytes(shape, stored[name])
         if progress is not None:
             progress(done, total)
@@ -118,6 +148,14 @@ class Dice:
 
     def normal(self, shape: tuple[int, ...], std: float) -> Tensor:
         return torch.randn(shape, generator=self._generator) * std
+
+    def skewed_router(self, shape: tuple[int, ...]) -> Tensor:
+        """``[experts, hidden]``, each row's size its expert's rank, a random one, to the power of -SKEW.
+
+        A larger row's score spreads wider, so it is among the best more often: use falls about as Zipf's law has it.
+        """
+        ranks = torch.randperm(shape[0], generator=self._generator) + 1.0
+        return self.normal(shape, shape[-1] ** -0.5) * ranks[:, None] ** -SKEW
 
     def blocks(self, type: StoredType, shape: tuple[int, ...], std: float) -> Tensor:
         """uint8 ``[*leading, bytes a row]`` whose weights have standard deviation ``std``."""

@@ -105,6 +105,10 @@ class MappedFile:
             with contextlib.suppress(OSError):  # a file system without it; or the next read meets the same fault
                 os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
+    def is_at(self, descriptor: int) -> bool:
+        """Whether another open descriptor is of this very file."""
+        return os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor))
+
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""
         status = os.fstat(self._descriptor)

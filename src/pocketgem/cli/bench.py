@@ -58,6 +58,7 @@ def bench_model(
     chart: Chart = None,
     ple: o.Ple = Place.AUTO,
     keep_packed: o.KeepPacked = True,
+    expert_memory: o.ExpertMemory = None,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -93,6 +94,7 @@ def bench_model(
         ple=ple,
         offline=offline,
         keep_packed=keep_packed,
+        expert_memory=o.size(expert_memory),
         **places,
     )
     screen = Screen(quiet=quiet, silent=as_json)
@@ -148,9 +150,21 @@ def draw(report: Mapping[str, Any]) -> str:
     with console.capture() as drawn:
         console.print(_heading(report), soft_wrap=True)
         console.print(_table(report))
+        for row in report["rows"]:
+            if "experts" in row:
+                console.print(_experts(row), style="dim", soft_wrap=True)
         for name, facts in report["subjects"].items():
             console.print(one_line(f"{name}: {_listed(facts)}"), style="dim", soft_wrap=True)
     return "\n".join(line.rstrip() for line in drawn.get().rstrip().splitlines())
+
+
+def _experts(row: Mapping[str, Any]) -> str:
+    """What reading experts under a budget cost a row."""
+    cost, size = row["experts"], size_text(round(row["experts"]["bytes_per_token"]))
+    wait = 1000 * cost["wait_s_per_token"]
+    return one_line(
+        f"experts, {row['row']}: {cost['hit_rate']:.1%} in memory, {size} read and {wait:.1f} ms waited a token"
+    )
 
 
 def _heading(report: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pocketgem.memory.place import Place
+from pocketgem.sizes import parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,10 @@ KeepPacked = Annotated[
     typer.Option("--keep-packed/--no-keep-packed", help="Keep a large model's packed weights for the next start."),
 ]
 Ple = Annotated[Place, typer.Option("--ple", help="Where per-layer embeddings are: device, ram, or read from disk.")]
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer and errors.")]
@@ -68,6 +73,11 @@ def given(**options: Any) -> dict[str, Any]:
         wanted["stop"] = tuple(wanted["stop"])
     SamplingParams(**wanted)
     return wanted
+
+
+def size(text: str | None) -> int | None:
+    """Bytes; None for an option that was not given. Raises InputError."""
+    return None if text is None else parse_size(text)
 
 
 def torch_dtype(choice: Dtype) -> torch.dtype | None:

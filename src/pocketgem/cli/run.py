@@ -14,7 +14,7 @@ from pocketgem.cli.chat import Conversation
 from pocketgem.cli.common import refuse
 from pocketgem.cli.lines import Lines
 from pocketgem.cli.screen import Screen
-from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, speak
+from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, expert_line, speak
 from pocketgem.errors import PromptError
 from pocketgem.memory.place import Place, checked_place
 
@@ -48,6 +48,7 @@ def run_model(
     dtype: o.DtypeChoice = o.Dtype.AUTO,
     ple: o.Ple = Place.AUTO,
     keep_packed: o.KeepPacked = True,
+    expert_memory: o.ExpertMemory = None,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -74,6 +75,7 @@ def run_model(
         stop=stop,
         logprobs=logprobs,
     )
+    budget = o.size(expert_memory)
     text = read_prompt(prompt)
     if text is None and (as_json or not sys.stdout.isatty()):
         refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
@@ -91,6 +93,7 @@ def run_model(
             threads=threads,
             ple=ple,
             keep_packed=keep_packed,
+            expert_memory=budget,
             progress=bar,
         )
     if text is None:
@@ -156,6 +159,8 @@ def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: boo
         print(json.dumps(_as_data(llm, manner, speech)))
     elif speech.stats is not None:
         screen.note(closing_line(speech.stats, speech.finish))
+        if llm.expert_use is not None:
+            screen.note(expert_line(llm.expert_use))
 
 
 def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
@@ -171,6 +176,8 @@ def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
     if stats is not None:
         rates = {"prefill_tokens_per_second": stats.prefill_rate, "decode_tokens_per_second": stats.decode_rate}
         said["stats"] = {**asdict(stats), **rates}
+    if (use := llm.expert_use) is not None:
+        said["experts"] = {**asdict(use), "hit_rate": use.hit_rate}
     return said
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from pocketgem.cli.common import size_text
 from pocketgem.cli.screen import Screen
 from pocketgem.errors import PromptError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pocketgem.answers import Stats, TokenLogprob
     from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
+    from pocketgem.memory.experts import ExpertUse
 
 ENOUGH = 256  # tokens of plain text, which has no end of its own
 Message = Mapping[str, object]
@@ -129,6 +131,12 @@ def patient_ctrl_c() -> Iterator[CtrlC]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def expert_line(use: ExpertUse) -> str:
+    """How an expert cache did."""
+    found = "none were wanted" if use.hit_rate is None else f"{use.hit_rate:.0%} found in memory"
+    return f"experts: {found}, {size_text(use.bytes_read)} read, {use.wait_seconds:.1f} s waited for them"
 
 
 def closing_line(stats: Stats, finish: str | None) -> str:

@@ -13,6 +13,13 @@ from pocketgem.cli.common import refuse
 from pocketgem.cli.screen import Screen
 
 
+class Spread(StrEnum):
+    """How rows spread over experts."""
+
+    EVEN = "even"
+    SKEWED = "skewed"
+
+
 class Format(StrEnum):
     """What the matrices are stored as."""
 
@@ -24,6 +31,7 @@ Layout = Annotated[str, typer.Argument(metavar="LAYOUT", help="A released layout
 Target = Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF file to write.")]
 FormatChoice = Annotated[Format, typer.Option("--format", help="How matrices are stored.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="The same seed gives the same weights.")]
+RoutingChoice = Annotated[Spread, typer.Option("--routing", help="Whether some experts are used more than others.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")]
 
 
@@ -32,6 +40,7 @@ def write_synthetic(
     file: Target,
     form: FormatChoice = Format.Q4_0,
     seed: Seed = 0,
+    routing: RoutingChoice = Spread.EVEN,
     force: Force = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -43,8 +52,9 @@ def write_synthetic(
         refuse(f"{file} is already there; choose another name, or give --force.")
     screen = Screen(quiet=quiet)
     with screen.waiting(f"writing {file.name}", "bytes") as bar:
-        from pocketgem.checkpoint.synth import synthesize
+        from pocketgem.checkpoint.synth import Routing, synthesize
         from pocketgem.checkpoint.types import StoredType
 
-        synthesize(layout, file, StoredType(form.value.upper()), seed=seed, progress=bar)
+        kind = StoredType(form.value.upper())
+        synthesize(layout, file, kind, seed=seed, routing=Routing(routing.value), progress=bar)
     screen.note(f"{file}: synthetic {layout}, random weights, {file.stat().st_size / 1e9:.2f} GB")

@@ -186,6 +186,46 @@ class Compute:
         )
         return out
 
+    def expert_shape(self, types: Sequence[str], width: int, hidden: int, count: int) -> Any:
+        """``count`` routed experts whose bytes come and go; types of gate, up and down. For ``experts_present``."""
+        gate, up, down = types
+        return self._native.ExpertShape(gate, up, down, width, hidden, count)
+
+    def experts_present(self, x: Tensor, shape: Any, addresses: Tensor, indices: Tensor, products: Tensor) -> None:
+        """``down(gelu_tanh(gate(x)) * up(x))`` of those experts that are in memory, into their rows of ``products``.
+
+        addresses: ``[experts, 3]`` int64 of packed gate, up and down, 0 for an expert that is not in memory.
+        indices: ``[rows, chosen]`` int64. products: ``[rows * chosen, hidden]``.
+        """
+        if addresses.shape != (shape.count, 3) or addresses.dtype is not torch.int64 or not addresses.is_contiguous():
+            raise ValueError("experts_present: three addresses for each expert")
+        if indices.shape[0] != x.shape[0] or indices.dtype is not torch.int64 or not indices.is_contiguous():
+            raise ValueError("experts_present: a row of indices for each row of x")
+        if products.shape[0] != indices.numel():
+            raise ValueError("experts_present: a product for each index")
+        self._native.experts_present(
+            self._kernels,
+            _rows(x, shape.cols),
+            x.shape[0],
+            shape,
+            addresses.data_ptr(),
+            indices.data_ptr(),
+            indices.shape[-1],
+            _rows(products, shape.cols),
+        )
+
+    def experts_mix(self, products: Tensor, shares: Tensor) -> Tensor:
+        """``[rows * chosen, hidden] -> [rows, hidden]``: the sum of share times product, in the order chosen."""
+        _check(shares)
+        (rows, chosen), hidden = shares.shape, products.shape[-1]
+        if products.shape[0] != rows * chosen:
+            raise ValueError("experts_mix: a share for each product")
+        out = torch.empty(rows, hidden)
+        self._native.experts_mix(
+            self._kernels, _rows(products, hidden), rows, hidden, shares.data_ptr(), chosen, out.data_ptr()
+        )
+        return out
+
     # ---- attention ---------------------------------------------------------------------------------------------------
 
     def write_keys(self, heads: Heads, k: Tensor, v: Tensor, tables: Tables, targets: Sequence[Target]) -> None:

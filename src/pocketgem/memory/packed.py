@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress
 from pocketgem.errors import RunError, WeightsError
 from pocketgem.memory.packed_draft import Draft
-from pocketgem.memory.packed_file import aligned, body_start, checksums, head_of, open_kept
+from pocketgem.memory.packed_file import Body, Kept, aligned, body_start, checksums, cut, head_of, open_kept
 from pocketgem.memory.packed_source import files_of, forget, identity
 
 LAYOUT_VERSION = 1  # of native/packed.h, where the compiled kernels do not say: must rise when packed bytes change
@@ -31,6 +33,21 @@ class Packer(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a part lies in the file that keeps it: tensor i at ``start + i * each``, ``each`` bytes."""
+
+    start: int
+    each: int
+    sums: tuple[tuple[int, ...], ...] = field(repr=False)  # checksums of every tensor's pieces
+    end: int  # of the last tensor's last piece, which holds the zeros after it
+
+    def of(self, index: int) -> tuple[int, int]:
+        """Begin and end of what a tensor's checksums cover."""
+        start = self.start + index * self.each
+        return start, self.end if index + 1 == len(self.sums) else start + self.each
+
+
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
     """Parts by name. ``kept`` is the file they lie in, ``note`` why they lie in memory instead: one of them is None."""
@@ -39,10 +56,15 @@ class PackedWeights:
     note: str | None
     mapped: MappedFile | None = field(repr=False)  # of ``kept``: ask it ``check_unchanged`` before reading
     _parts: Mapping[str, Tensor] = field(repr=False)
+    _places: Mapping[str, Place] = field(repr=False, default_factory=dict)
 
     def bytes(self, name: str) -> Tensor:
         """uint8 [tensors of the part * packed bytes of each], on 64 bytes; read-only where ``kept`` is set."""
         return self._parts[name]
+
+    def place(self, name: str) -> Place:
+        """Where a part lies in ``mapped``, for who reads it by itself."""
+        return self._places[name]
 
 
 def packed_weights(
@@ -53,34 +75,38 @@ def packed_weights(
     cache: Path | None,
     progress: Progress | None = None,
     packer: Packer | None = None,
+    loose: Collection[str] = (),
 ) -> PackedWeights:
     """Pack ``parts``, or find them packed in ``cache``. A part is one tensor [rows, cols], or like ones in a row.
 
     A cache that is stale, damaged or of another version is written anew; where it cannot be written (or is None), the
     weights are packed into memory and ``note`` says why. ``progress`` counts packed bytes. ``packer`` is for tests.
-    Raises WeightsError for unlike tensors in one part, CheckpointError if ``source`` changed since it was opened,
-    RunError without compiled kernels.
+    ``loose`` parts are read from the file by who asked, who also checks them then: they are not looked at here, and
+    there must be a file. Raises WeightsError for unlike tensors in one part, CheckpointError if ``source`` changed
+    since it was opened, RunError without compiled kernels or without a file where there must be one.
     """
-    plan = _Plan(parts, packer or _native(source), pool, progress)
-    if cache is None:
-        return PackedWeights(None, "there is no place to keep packed weights", None, plan.pack_into_memory())
-    try:
-        return _kept(plan, head_of(plan.describe()), cache)
-    except OSError as error:
-        note = f"packed weights are not kept in {cache}: {error.strerror or error}"
+    plan = _Plan(parts, packer or _native(source), pool, progress, loose)
+    note = "there is no place to keep packed weights"
+    if cache is not None:
+        try:
+            return _kept(plan, head_of(plan.describe()), cache)
+        except OSError as error:
+            note = f"packed weights are not kept in {cache}: {error.strerror or error}"
+    if loose:
+        raise RunError(f"{source}: a budget for experts needs a file to read them from, but {note}")
     # Not within `except`: there the error still holds the draft, which is as large as what comes now.
     return PackedWeights(None, note, None, plan.pack_into_memory())
 
 
 def _kept(plan: _Plan, head: bytes, cache: Path) -> PackedWeights:
     """Raises OSError if there can be no such file."""
-    mapped = open_kept(cache, head, plan.size)
-    if mapped is None:
+    kept = open_kept(cache, head, plan.body, plan.is_loose)
+    if kept is None:
         plan.pack_into_file(cache, head)
-        mapped = open_kept(cache, head, plan.size)
-    if mapped is None:
+        kept = open_kept(cache, head, plan.body, plan.is_loose)
+    if kept is None:
         raise OSError("another program changed the file just now")
-    return PackedWeights(cache, None, mapped, plan.cut(mapped.data[body_start(head, plan.size) :]))
+    return PackedWeights(cache, None, kept.mapped, plan.cut(kept.body), plan.places(kept))
 
 
 def _native(source: Path) -> Packer:
@@ -101,20 +127,45 @@ class _Part:
     def size(self) -> int:
         return self.each * len(self.tensors)
 
+    @property
+    def starts(self) -> range:
+        return range(self.start, self.start + self.size, self.each)
+
+    @property
+    def end(self) -> int:
+        """Of the zeros after it."""
+        return aligned(self.start + self.size)
+
+    def piece_lists(self) -> list[list[tuple[int, int]]]:
+        """The pieces of every tensor; the last holds the zeros, too."""
+        return [cut(begin, end) for begin, end in pairwise((*self.starts, self.end))]
+
 
 class _Plan:
     """Which part comes where. The largest comes first: one tensor of the source is in memory beside what is packed."""
 
     def __init__(
-        self, parts: Mapping[str, Sequence[StoredTensor]], packer: Packer, pool: object, progress: Progress | None
+        self,
+        parts: Mapping[str, Sequence[StoredTensor]],
+        packer: Packer,
+        pool: object,
+        progress: Progress | None,
+        loose: Collection[str],
     ) -> None:
         self._packer, self._pool, self._progress = packer, pool, progress
         each = {name: self._packed_bytes(name, tensors) for name, tensors in parts.items()}
         self._parts: dict[str, _Part] = {}
-        self.size = 0  # bytes of the body
+        size = 0
         for name in sorted(parts, key=lambda name: -each[name]):
-            self._parts[name] = part = _Part(parts[name], self.size, each[name])
-            self.size = aligned(part.start + part.size)
+            self._parts[name] = part = _Part(parts[name], size, each[name])
+            size = part.end
+        self.body = Body(tuple(start for part in self._parts.values() for start in part.starts), size)
+        skipped = (part for name, part in self._parts.items() if name in loose)
+        self._loose = frozenset(begin for part in skipped for pieces in part.piece_lists() for begin, _ in pieces)
+
+    def is_loose(self, begin: int) -> bool:
+        """Whether a piece that begins there is of a loose part."""
+        return begin in self._loose
 
     def describe(self) -> dict[str, object]:
         """All that the packed bytes depend on. Raises OSError if a file of the source is not there any more."""
@@ -129,11 +180,16 @@ class _Plan:
 
     def pack_into_file(self, target: Path, head: bytes) -> None:
         """Raises OSError if there can be no such file."""
-        start = body_start(head, self.size)
-        with Draft(target, start + self.size) as draft:
-            body = draft.data[start:]
-            self._pack(lambda part: body[part.start : part.start + part.size])
-            first = head + checksums(body)
+        start = body_start(head, len(self.body.pieces))
+        with Draft(target, start + self.body.size) as draft:
+            body, sums = draft.data[start:], list[int]()
+
+            def finish(part: _Part) -> None:  # while its bytes are in memory: later they would be read again
+                sums.extend(checksums(body, [piece for pieces in part.piece_lists() for piece in pieces]))
+                draft.settle(start + part.start, start + part.end)
+
+            self._pack(lambda part: body[part.start : part.start + part.size], finish)
+            first = head + struct.pack(f"<{len(sums)}Q", *sums)
             draft.data[: len(first)] = torch.frombuffer(bytearray(first), dtype=torch.uint8)
             draft.publish()
 
@@ -144,7 +200,13 @@ class _Plan:
         """``body`` (uint8 [size]) as the parts in it."""
         return {name: body[part.start : part.start + part.size] for name, part in self._parts.items()}
 
-    def _pack(self, place: Callable[[_Part], Tensor]) -> dict[str, Tensor]:
+    def places(self, kept: Kept) -> dict[str, Place]:
+        """Where each part is in the file."""
+        return {name: _place(part, kept) for name, part in self._parts.items()}
+
+    def _pack(
+        self, place: Callable[[_Part], Tensor], finish: Callable[[_Part], None] = lambda part: None
+    ) -> dict[str, Tensor]:
         """Pack every part to where ``place`` says (uint8 [part.size]), asked only when that part's turn has come."""
         placed, done, total = {}, 0, sum(part.size for part in self._parts.values())
         for name, part in self._parts.items():
@@ -154,6 +216,7 @@ class _Plan:
                 done += part.each
                 if self._progress is not None:
                     self._progress(done, total)
+            finish(part)
         for file in files_of(self._tensors()):  # a write that met the last reads is seen only now
             file.check_unchanged()
         return placed
@@ -175,3 +238,8 @@ class _Plan:
             raise WeightsError(f"{name}: only matrices of one type and shape can be packed as one")
         rows, cols = tensors[0].shape
         return self._packer.packed_bytes(tensors[0].type.value, rows, cols)
+
+
+def _place(part: _Part, kept: Kept) -> Place:
+    sums = tuple(tuple(kept.sums[begin] for begin, _ in pieces) for pieces in part.piece_lists())
+    return Place(kept.start + part.start, part.each, sums, kept.start + part.end)

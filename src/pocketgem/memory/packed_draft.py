@@ -40,6 +40,7 @@ class Draft:
         if shutil.disk_usage(target.parent).free < size + MARGIN:
             raise OSError(errno.ENOSPC, f"no room for {size / 1e9:.1f} GB beside {MARGIN >> 20} MiB to spare")
         self._descriptor, self.path = _create(target)
+        self._settled = (0, 0)
         try:
             _allocate(self._descriptor, size)
             self._mapping = mmap.mmap(self._descriptor, size, access=mmap.ACCESS_WRITE)
@@ -47,6 +48,21 @@ class Draft:
             self._remove()
             raise
         self.data = torch.frombuffer(self._mapping, dtype=torch.uint8)
+
+    def settle(self, start: int, end: int) -> None:
+        """Bytes [start, end) will not change any more: the disk may have them, and must have those settled before.
+
+        Under a memory limit what waits for the disk is not given back, and the system may kill who writes faster than
+        it. So at most two such ranges wait; the disk works on one while the next is filled.
+        """
+        start = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        self._start_writing(start, end)
+        before, self._settled = self._settled, (start, end)
+        self._mapping.flush(before[0], before[1] - before[0])
+
+    def _start_writing(self, start: int, end: int) -> None:
+        if hasattr(os, "posix_fadvise"):  # of pages in use this only writes the changed ones, and does not wait
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
     def publish(self) -> None:
         """Bring all bytes to the disk, then give the file its name. ``data`` must not be written to any more."""

@@ -21,11 +21,12 @@ from pocketgem.memory.packed import PackedWeights, packed_weights
 from pocketgem.memory.place import Place
 from pocketgem.memory.rows import row_source
 from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of, table_of
+from pocketgem.model.expert_stacks import ExpertStacks
 from pocketgem.model.experts import Experts
 from pocketgem.model.fused import fuse
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.layers import Embedding, Linear
-from pocketgem.model.quant import PackedEmbedding, PackedExperts, PackedHead, PackedLinear
+from pocketgem.model.quant import BudgetedExperts, PackedEmbedding, PackedExperts, PackedHead, PackedLinear
 
 # A head of eight bits is exact enough that the rounding of its activations shows. Coarser ones round more themselves,
 # and for many sequences the finer product would take a fifth of the time of a step.
@@ -47,20 +48,33 @@ def build_packed(
     progress: Progress | None = None,
     *,
     ple: Place = Place.AUTO,
+    expert_memory: int | None = None,
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
     """Build the model a checkpoint describes over packed weights.
 
     cache: where packed weights are kept between runs; None: nowhere. ple: where rows of the per-layer table come from.
-    Returns the model and the files it goes on reading.
-    Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
+    expert_memory: bytes for routed experts, the others are read from ``cache`` when they are wanted; None: all are in
+    memory. Returns the model and the files it goes on reading.
+    Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes,
+    InputError for a budget that cannot be kept, RunError where it needs a cache and there can be none.
     """
     check_tensors(checkpoint)
     model = empty_model(checkpoint.config)
     slots = slots_of(model)
     matrices = {hf: checkpoint.tensors[hf] for slot in slots if (hf := _source(slot, checkpoint)) is not None}
     blocks = {name: members for hf, tensor in matrices.items() for name, members in _blocks(hf, tensor)}
-    packs = packed_weights(blocks, source=Path(checkpoint.where), pool=compute.pool, cache=cache, progress=progress)
+    stacks = None if expert_memory is None else ExpertStacks(checkpoint, blocks, expert_memory)
+    packs = packed_weights(
+        blocks,
+        source=Path(checkpoint.where),
+        pool=compute.pool,
+        cache=cache,
+        progress=progress,
+        loose=() if stacks is None else stacks.names,
+    )
     bench = _Bench(checkpoint, compute, blocks, packs)
+    if stacks is not None:
+        bench.budgeted = stacks.open(compute, packs)
     for slot in slots:
         bench.fill(model, slot)
     if model.per_layer is not None:
@@ -91,6 +105,7 @@ class _Bench:
         packs: PackedWeights,
     ) -> None:
         self.checkpoint, self.compute, self.blocks, self.packs = checkpoint, compute, blocks, packs
+        self.budgeted: Mapping[str, BudgetedExperts] = {}  # by the slot's path
 
     def fill(self, model: Gemma, slot: Slot) -> None:
         source = _source(slot, self.checkpoint)
@@ -105,6 +120,9 @@ class _Bench:
             fine = slot.path == "lm_head" and _parts(self.checkpoint.tensors[source])[0].type is FINE_HEAD
             kind = PackedHead if fine else PackedLinear
             model.set_submodule(slot.path, kind(self.compute, self.weights(source)[0]))
+        elif slot.path in self.budgeted:
+            if slot.key == "gate_up_proj":
+                model.set_submodule(slot.path, self.budgeted[slot.path])
         elif slot.key == "gate_up_proj":  # its neighbour's turn fills both
             down = slot.name.replace("gate_up_proj", "down_proj")
             parts = (self.weights(name) for name in (f"{slot.name}.gate", f"{slot.name}.up", down))

@@ -36,6 +36,9 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts.num_experts, 2 * width, config.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(experts.num_experts, config.hidden_size, width))
 
+    def expect(self, indices: Tensor) -> None:
+        """``forward`` will come with these ``[rows, top_k]``: for who has them elsewhere. Here all are in memory."""
+
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         out = torch.zeros_like(x)
         for expert in torch.unique(indices).tolist():

@@ -101,7 +101,8 @@ class FusedLayer(nn.Module):
         if self.plain.routed is None:
             return self.layer.run(x, ask.tables, ask.step.positions, spans, vector)
         x = self.layer.attention(x, ask.tables, ask.step.positions, spans)
-        mixed = self.plain.routed(x, self.dense(x))
+        routes = self.plain.routed.route(x)
+        mixed = self.plain.routed(x, self.dense(x), routes)
         out: Tensor = (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor
         return out
 

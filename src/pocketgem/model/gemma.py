@@ -30,6 +30,9 @@ class Inputs:
     per_layer: Tensor | None  # [rows, layers, dim]
 
 
+Routes = tuple[Tensor, Tensor]  # weights and indices, each [rows, top_k]
+
+
 class RoutedBlock(nn.Module):
     """The experts beside the dense MLP: both see the same residual, their normed outputs add up."""
 
@@ -42,8 +45,14 @@ class RoutedBlock(nn.Module):
         self.post_feedforward_layernorm_1 = RMSNorm(size, eps)
         self.post_feedforward_layernorm_2 = RMSNorm(size, eps)
 
-    def forward(self, residual: Tensor, dense: Tensor) -> Tensor:
-        routed = self.experts(self.pre_feedforward_layernorm_2(residual), *self.router(residual))
+    def route(self, residual: Tensor) -> Routes:
+        """Choose before the dense MLP runs: experts that are not in memory are read meanwhile."""
+        weights, indices = self.router(residual)
+        self.experts.expect(indices)
+        return weights, indices
+
+    def forward(self, residual: Tensor, dense: Tensor, routes: Routes) -> Tensor:
+        routed = self.experts(self.pre_feedforward_layernorm_2(residual), *routes)
         out: Tensor = self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(routed)
         return out
 
@@ -78,8 +87,9 @@ class DecoderLayer(nn.Module):
         return x if self.layer_scalar is None else x * self.layer_scalar
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        routes = None if self.routed is None else self.routed.route(x)
         dense: Tensor = self.mlp(self.pre_feedforward_layernorm(x))
-        return dense if self.routed is None else cast(Tensor, self.routed(x, dense))
+        return dense if self.routed is None else cast(Tensor, self.routed(x, dense, routes))
 
 
 class Gemma(nn.Module):

@@ -6,11 +6,13 @@ Activations are float32; the kernels quantise them to int8 on the way into a pac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pocketgem.kernels.compute import Compute, Weight
+from pocketgem.memory.experts import ExpertStore
 from pocketgem.memory.rows import RowSource
 
 
@@ -59,3 +61,30 @@ class PackedExperts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         return self.compute.experts(x.contiguous(), self.stack, weights.contiguous(), indices)
+
+    def expect(self, indices: Tensor) -> None:
+        """All are in memory."""
+
+
+class BudgetedExperts(nn.Module):
+    """The same where not all are in memory: what the router chose is computed batch by batch as it comes."""
+
+    def __init__(self, compute: Compute, shape: Any, store: ExpertStore, layer: int) -> None:
+        super().__init__()
+        self.compute, self.shape, self.store, self.layer = compute, shape, store, layer
+
+    def expect(self, indices: Tensor) -> None:
+        """Start to read those of ``[rows, top_k]`` that are missing."""
+        self.store.begin(self.layer, indices)
+
+    def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+        x = x.contiguous()
+        products = torch.empty(indices.numel(), x.shape[-1])  # [rows * top_k, hidden]
+        for addresses in self.store.batches(self.layer, indices):
+            self.compute.experts_present(x, self.shape, addresses, indices, products)
+        return self.compute.experts_mix(products, weights.contiguous())
+
+
+def store_of(model: nn.Module) -> ExpertStore | None:
+    """Where a model's experts are under a budget; None where all are in memory."""
+    return next((module.store for module in model.modules() if isinstance(module, BudgetedExperts)), None)

@@ -23,9 +23,10 @@ class LlamaCpp:
         self.numpy: Any = import_module("numpy")
         self.threads, self.vocabulary = options["threads"], options["vocabulary"]
         self.lib.llama_backend_init()
-        self.model = self.lib.llama_model_load_from_file(
-            options["model"].encode(), self.lib.llama_model_default_params()
-        )
+        params = self.lib.llama_model_default_params()
+        if options.get("mapped"):  # weights stay in the file's pages: no second form of them in memory
+            params.use_extra_bufts = False
+        self.model = self.lib.llama_model_load_from_file(options["model"].encode(), params)
         if not self.model:
             raise RuntimeError("llama.cpp could not load the model")
         self.vocabulary = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
