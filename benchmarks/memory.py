@@ -46,10 +46,14 @@ def main() -> None:
 
 def compare(model: str, tokens: int, threads: int | None, dtype: str | None, *, keep: bool) -> dict[str, Any]:
     """Plan, run, and set the two side by side; bytes."""
-    from pocketgem.info.plan import plan_of
+    from pocketgem.info.plan import held_by
+    from pocketgem.memory.fit import Wish
+    from pocketgem.memory.options import Options, plan_for
+    from pocketgem.memory.program import base_of_a_new_process
 
     options = {"context": tokens, "threads": threads, "dtype": dtype, "keep_packed": keep}
-    plan = plan_of(model, **options)
+    wanted = Options(threads=threads, dtype=dtype, keep_packed=keep)
+    plan = plan_for(held_by(model, offline=True), Wish(context=tokens), wanted, base_of_a_new_process())
     command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps({"model": model, **options})]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     phases = {phase.name: phase.total for phase in plan.phases}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.memory.gather import Gather, check_rows
+from pocketgem.memory.place import HOT_BYTES
 from pocketgem.memory.shelf import Shelf
 
-HOT_BYTES = 16 << 20  # of rows kept at hand: about 3,000 tokens of an E2B in Q4_0
 FEWEST = 64  # rows kept, however wide they are
 LONGEST = 512  # rows of one call; the system takes a thousand pieces
 

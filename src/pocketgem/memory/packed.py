@@ -17,7 +17,8 @@ from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress
 from pocketgem.errors import RunError, WeightsError
 from pocketgem.memory.packed_draft import Draft
-from pocketgem.memory.packed_file import Body, Kept, aligned, body_start, checksums, cut, head_of, open_kept
+from pocketgem.memory.packed_file import Body, Kept, body_start, checksums, cut, head_of, open_kept
+from pocketgem.memory.packed_place import aligned
 from pocketgem.memory.packed_source import files_of, forget, identity
 
 LAYOUT_VERSION = 1  # of native/packed.h, where the compiled kernels do not say: must rise when packed bytes change

@@ -1,4 +1,4 @@
-"""Where packed weights are kept between runs, if anywhere. No torch."""
+"""Where packed weights are kept between runs, if anywhere, and on what multiples of bytes they lie there. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import sys
 from pathlib import Path
 
 WORTH_KEEPING = 500_000_000  # bytes of weights; they are packed at about a gigabyte a second
+ALIGNMENT = 4096  # bytes; a page of most machines
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def default_cache(source: Path) -> Path | None:

@@ -7,7 +7,7 @@ too. Of these the kernel may drop mapped pages and read them again; a plan tells
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pocketgem.checkpoint.types import StoredType
@@ -17,10 +17,10 @@ from pocketgem.memory.holdings import Holdings
 from pocketgem.memory.kv_rows import KindCost, kv_costs
 from pocketgem.memory.program import EXPERT_OBJECTS, LATER_CODE, LAYER_OBJECTS, Base, TextBytes, text_bytes
 from pocketgem.memory.step_bytes import PREFILL_CHUNK, step_bytes
-from pocketgem.memory.weights import Form, Line, Places, packing_bytes, unpacking_bytes, weight_lines
+from pocketgem.memory.weights import Form, Line, Places, largest_packed, packing_bytes, unpacking_bytes, weight_lines
 
 DEVICE_BASE = 600 << 20  # a card's context and libraries. An estimate: no card was at hand when this was written
-Device = Literal["cpu", "cuda"]
+LAST = "last conversation"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes in memory during a part of a run: ``private`` ones cannot be given back, ``mapped`` ones can."""
+    """Bytes in memory during a part of a run: ``private`` ones cannot be given back, ``mapped`` ones can.
+
+    passing: of the mapped ones, those that are not looked at again in this phase: a limit takes them away unnoticed.
+    """
 
     name: str
     private: int
     mapped: int
+    passing: int = 0
 
     @property
     def total(self) -> int:
@@ -83,6 +87,11 @@ class Plan:
         return self.highest.total
 
     @property
+    def needed(self) -> int:
+        """Bytes of RAM that are in use at once: the peak of a process that is given no more."""
+        return max(phase.total - phase.passing for phase in self.phases)
+
+    @property
     def on_device(self) -> int:
         """Bytes on the card."""
         return self.at("device")
@@ -97,8 +106,10 @@ class Plan:
 
 def plan(held: Holdings, setting: Setting, placement: Placement, base: Base) -> Plan:
     """What these choices come to. Nothing is opened or read."""
+    if placement.expert_bytes is not None:  # the others are read from the file that keeps packed weights
+        setting = replace(setting, form=replace(setting.form, kept=setting.form.packed))
     text = text_bytes(held.config.vocab_size, held.listed_merges)
-    places = Places(placement.ple, placement.expert_bytes)
+    places = Places(placement.ple, setting.context * setting.sequences, placement.expert_bytes)
     lines = (
         *weight_lines(held, setting.form, places),
         *_cache_lines(held.config, setting, placement),
@@ -193,27 +204,34 @@ def _phases(held: Holdings, setting: Setting, lines: tuple[Line, ...], base: Bas
     private, mapped = _sums(lines, "weights")
     if setting.form.packed:
         within = packing_bytes(held)
-        weights = (0, within) if setting.form.kept else (private, within - private)
-        yield Phase("packing, at the first start", program_private + weights[0], program_mapped + max(0, weights[1]))
+        if setting.form.kept:
+            passing = within - largest_packed(held)
+            yield Phase("packing, at the first start", program_private, program_mapped + within, passing)
+        else:
+            yield Phase("packing", program_private + private, program_mapped + within - private)
     elif not setting.device:
         mapped += unpacking_bytes(held, setting.form)
-    work = [sum(_sums(lines, section)[0] for section in ("cache", "step"))]
-    kept = sum(line.size for line in lines if line.name == "last conversation" and line.place == "ram")
-    running = program_private + private + work[0]
-    yield Phase("the first answer", running - kept, program_mapped + mapped)
+    work = sum(_sums(lines, section)[0] for section in ("cache", "step"))
+    kept = sum(line.size for line in lines if line.name == LAST and line.place == "ram")
+    running, passed = (
+        program_private + private + work,
+        0 if setting.form.packed else mapped - _sums(lines, "weights")[1],
+    )
+    yield Phase("the first answer", running - kept, program_mapped + mapped, passed)
     if kept:
-        yield Phase("answers after it", running, program_mapped + mapped)
+        yield Phase("answers after it", running, program_mapped + mapped, passed)
 
 
 def _sums(lines: tuple[Line, ...], section: str) -> tuple[int, int]:
     """(private, mapped) bytes in RAM of a section."""
-    here = [line for line in lines if line.section == section and line.place == "ram"]
+    here = [line for line in lines if line.section == section and line.place != "device"]
     return sum(x.size for x in here if not x.mapped), sum(x.size for x in here if x.mapped)
 
 
 def chosen_form(
-    held: Holdings, *, dtype: StoredType | None, native: bool, device: bool, keep: bool, fast: StoredType
+    held: Holdings, *, dtype: StoredType | None, native: bool, device: bool, keepable: bool, fast: StoredType
 ) -> Form:
     """What the loader will make of the weights; ``dtype``: None where it may choose. See ``parts.model_of``."""
-    packed = dtype is None and native and held.can_pack and not device
-    return Form(packed, packed and keep and held.worth_keeping, dtype or fast, device)
+    packs = dtype is None and native and not device
+    packed = packs and held.can_pack
+    return Form(packed, packed and keepable and held.worth_keeping, dtype or fast, device, packs, keepable)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.memory.holdings import Holding, Holdings
+from pocketgem.memory.place import HOT_BYTES, HOT_EMBEDDINGS
 
 PLAIN_MAPPED = (StoredType.F32, StoredType.BF16, StoredType.F16)  # what the kernels read as the file has it
 Where = Literal["device", "ram", "disk"]
@@ -31,12 +32,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Form:
-    """What weights become. ``packed``: the kernels' layout, else ``dtype``. ``kept``: packed into a mapped file."""
+    """What weights become. ``packed``: the kernels' layout, else ``dtype``. ``kept``: packed into a mapped file.
+
+    packs, keepable: whether weights in blocks would be packed, and whether there is a place to keep them.
+    """
 
     packed: bool
     kept: bool
     dtype: StoredType  # of what is not packed
     device: bool = False
+    packs: bool = True
+    keepable: bool = True
 
     @property
     def itemsize(self) -> int:
@@ -49,6 +55,7 @@ class Places:
     """The choices among places. ``expert_bytes``: memory for routed experts, None for all of them."""
 
     ple: str  # device, ram or disk
+    tokens: int  # of all sequences: as many rows of a table are used at the most
     expert_bytes: int | None = None
 
 
@@ -60,7 +67,7 @@ def weight_lines(held: Holdings, form: Form, places: Places) -> tuple[Line, ...]
 def _groups(held: Holdings, form: Form, places: Places) -> Iterator[Line]:
     tied = held.config.tied_head
     if form.packed or form.device:
-        yield Line("weights", "embedding", held.stored("embedding"), 0, "disk", "a token's row is read when it comes")
+        yield _looked_up(held, "embedding", "embedding", places.tokens, HOT_EMBEDDINGS)
         yield _held(held, form, "embedding" if tied else "head", "head", _why(form, "read whole for each token"))
     else:
         yield _held(held, form, "embedding", "embedding and head" if tied else "embedding", _why(form, "both ways"))
@@ -70,7 +77,7 @@ def _groups(held: Holdings, form: Form, places: Places) -> Iterator[Line]:
     if held.group("experts"):
         yield _experts(held, form, places.expert_bytes)
     if held.group("per_layer_table"):
-        yield _table(held, form, places.ple)
+        yield _table(held, form, places)
 
 
 def _held(held: Holdings, form: Form, group: str, name: str, why: str) -> Line:
@@ -111,12 +118,20 @@ def _experts(held: Holdings, form: Form, budget: int | None) -> Line:
     return Line("weights", "experts", stored, budget, _home(form), why)
 
 
-def _table(held: Holdings, form: Form, place: str) -> Line:
+def _table(held: Holdings, form: Form, places: Places) -> Line:
+    if places.ple == "disk":
+        return _looked_up(held, "per_layer_table", "per-layer table", places.tokens, HOT_BYTES)
+    where: Where = "device" if places.ple == "device" and form.device else "ram"
     stored = held.stored("per_layer_table")
-    if place == "disk":
-        return Line("weights", "per-layer table", stored, 0, "disk", "a token needs one row: read when it comes")
-    where: Where = "device" if place == "device" and form.device else "ram"
     return Line("weights", "per-layer table", stored, stored, where, "rows at hand, as they are stored")
+
+
+def _looked_up(held: Holdings, group: str, name: str, tokens: int, hot: int) -> Line:
+    """A table whose rows stay in the file: those used last are at hand, no more than there are tokens."""
+    stored = held.stored(group)
+    rows = held.group(group)[0].shape[0]
+    size = min(hot, tokens * stored // rows)
+    return Line("weights", name, stored, size, "disk", "a token's row is read when it comes; the last ones are at hand")
 
 
 def _rest(held: Holdings) -> Iterator[Line]:
@@ -168,9 +183,10 @@ def packing_bytes(held: Holdings) -> int:
     return most
 
 
-def packed_bytes(held: Holdings) -> int:
-    """Bytes of all packed weights, without what aligns them."""
-    return sum(tensor.packed for tensor in _packable(held))
+def largest_packed(held: Holdings) -> int:
+    """Bytes of the largest matrix, packed and as it is stored: what packing into a file needs at a time."""
+    largest = max(_packable(held), key=lambda tensor: tensor.packed_each)
+    return largest.packed_each + largest.stored // largest.matrices[0]
 
 
 def _packable(held: Holdings) -> list[Holding]:
