@@ -84,6 +84,7 @@ def plan_model(
         refuse("--device-memory is a card's; add --device cuda.")
     if svg is not None and (svg.suffix != ".svg" or not svg.parent.is_dir()):
         refuse(f"--svg {svg}: give a name that ends in .svg in a folder that exists.")
+    from pocketgem.engine.request import checked_context
     from pocketgem.info.plan import as_data, held_by
     from pocketgem.memory.fit import Wish
     from pocketgem.memory.options import Options, plan_for
@@ -91,6 +92,7 @@ def plan_model(
 
     wish = Wish(o.size(memory), o.size(device_memory), context, ple, o.size(expert_memory))
     held = held_by(model, stored_type(format), offline=offline)
+    checked_context(context, held.config)
     options = Options(
         sequences=sequences,
         threads=threads,
@@ -124,9 +126,9 @@ def stored_type(text: str | None) -> StoredType | None:
 
 def show(console: Console, plan: Plan, wish: Wish) -> None:
     """The table, the bars, the phases and the answer."""
-    from pocketgem.info.plan import answer, bars_of
+    from pocketgem.info.plan import answer, bars_of, title
 
-    console.print(Text(title(plan), style="bold"), soft_wrap=True)
+    console.print(Text(one_line(title(plan)), style="bold"), soft_wrap=True)
     console.print(_lines(plan))
     console.print()
     for row in draw_bars(bars_of(plan, wish), colour=console.is_terminal and not console.no_color):
@@ -135,15 +137,6 @@ def show(console: Console, plan: Plan, wish: Wish) -> None:
     console.print(_phases(plan))
     console.print()
     console.print(Text(one_line(answer(plan, wish)), style="bold"))
-
-
-def title(plan: Plan) -> str:
-    """What the plan is for, in one line."""
-    setting = plan.setting
-    number = "one sequence" if setting.sequences == 1 else f"{setting.sequences} sequences"
-    types = sorted({tensor.type.value for tensor in plan.held.used if tensor.is_matrix})
-    place = "a card" if setting.device else f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
-    return one_line(f"{plan.held.model}: {', '.join(types)}; context {setting.context:,}, {number}, {place}")
 
 
 def _lines(plan: Plan) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pocketgem.memory.plan import Plan
 
 WIDTH, LEFT, RIGHT, ROW, THICK = 860, 64, 176, 64, 34
+CHARACTERS = 120  # of a line of the answer
+EDGE = 'stroke="#c0392b" stroke-width="2" stroke-dasharray="4 3"'
 COLOURS = {
     "weights, mapped": "#3b6fb6",
     "weights": "#2a9db0",
@@ -32,8 +35,7 @@ ON_DISK = ("#b8bcc4", "#9aa0aa", "#d0d3d9", "#84898f")
 
 def write_svg(path: Path, plan: Plan, wish: Wish) -> None:
     """Draw a plan into ``path``: all of the file, or none of it. Raises OSError."""
-    from pocketgem.cli.plan import title
-    from pocketgem.info.plan import answer, bars_of
+    from pocketgem.info.plan import answer, bars_of, title
 
     text = svg_of(title(plan), answer(plan, wish), list(bars_of(plan, wish)))
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -54,12 +56,13 @@ def svg_of(title: str, answer: str, bars: list[Bar]) -> str:
     colours = _colours(bars)
     legend = 58 + ROW * len(bars) + 8
     lines = (len(colours) + 3) // 4
-    height = legend + 24 * lines + 34
+    said = textwrap.wrap(answer, CHARACTERS)
+    height = legend + 24 * lines + 18 + 16 * len(said)
     body = [_text(16, 30, title, size=15, weight="bold")]
     for index, bar in enumerate(bars):
         body += _bar(bar, 50 + ROW * index, scale, colours)
     body += _legend(colours, legend)
-    body.append(_text(16, height - 16, answer, size=12))
+    body += [_text(16, height - 16 * (len(said) - i), line, size=12) for i, line in enumerate(said)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="sans-serif" role="img">\n<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
@@ -90,7 +93,7 @@ def _bar(bar: Bar, top: int, scale: float, colours: dict[str, str]) -> Iterator[
     if bar.limit is not None:
         limit = LEFT + bar.limit * scale
         end = max(at, limit)
-        yield f'<path d="M{limit:.2f} {top - 6}v{THICK + 12}" stroke="#c0392b" stroke-width="2" stroke-dasharray="4 3"/>'
+        yield f'<path d="M{limit:.2f} {top - 6}v{THICK + 12}" {EDGE}/>'
     beside = gib(bar.total) + (f" of {gib(bar.limit)}" if bar.limit else "")
     yield _text(end + 8, top + THICK / 2 + 5, beside, size=12)
 

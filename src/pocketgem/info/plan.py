@@ -84,6 +84,15 @@ def _left_on_disk(plan: Plan) -> Iterator[tuple[str, int]]:
             yield "experts", sum(t.packed for t in plan.held.group("experts")) - line.size
 
 
+def title(plan: Plan) -> str:
+    """What the plan is for, in one line."""
+    setting = plan.setting
+    number = "one sequence" if setting.sequences == 1 else f"{setting.sequences} sequences"
+    types = sorted({tensor.type.value for tensor in plan.held.used if tensor.is_matrix})
+    place = "a card" if setting.device else f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+    return f"{plan.held.model}: {', '.join(types)}; context {setting.context:,}, {number}, {place}"
+
+
 def answer(plan: Plan, wish: Wish) -> str:
     """Whether it fits, in a sentence."""
     what = f"{plan.held.model} with a context of {plan.setting.context:,}"

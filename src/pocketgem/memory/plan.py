@@ -166,7 +166,8 @@ def _step_lines(config: ModelConfig, setting: Setting) -> Iterator[Line]:
         context=setting.context,
         threads=setting.threads,
         packed=setting.form.packed,
-        itemsize=setting.form.itemsize,
+        itemsize=2 if setting.device else setting.form.itemsize,  # a card computes in bfloat16
+        tiled=setting.device,
     )
     place: Literal["device", "ram"] = "device" if setting.device else "ram"
     yield Line(

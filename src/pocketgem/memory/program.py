@@ -22,6 +22,7 @@ EXPERT_OBJECTS = 2 << 10  # for one matrix of an expert
 
 TOKEN_MADE, TOKEN_KEPT = 432, 327  # bytes a token: while the tokenizer is made, and after
 MERGE_MADE, MERGE_KEPT = 480, 40  # a merge
+TOKEN_LISTED, MERGE_LISTED = 152, 99  # of these, what an opened checkpoint holds: the lists in the file's header
 SPLIT_MADE = 384  # a merge that is found by cutting tokens, not listed
 SPLITS = 1.96  # such merges a token
 _ASK = "import pocketgem.llm, pocketgem.memory.program as p; print(*p.resident())"
@@ -97,3 +98,8 @@ def text_bytes(tokens: int, listed_merges: int | None) -> TextBytes:
         merges = int(SPLITS * tokens)
         return TextBytes(tokens * TOKEN_MADE + merges * SPLIT_MADE, tokens * TOKEN_KEPT + merges * MERGE_KEPT)
     return TextBytes(tokens * TOKEN_MADE + listed_merges * MERGE_MADE, tokens * TOKEN_KEPT + listed_merges * MERGE_KEPT)
+
+
+def listed_bytes(tokens: int, listed_merges: int | None) -> int:
+    """What the vocabulary's lists take from a checkpoint's opening until a tokenizer was made of them."""
+    return tokens * TOKEN_LISTED + (listed_merges or 0) * MERGE_LISTED

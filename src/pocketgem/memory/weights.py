@@ -143,8 +143,8 @@ def _rest(held: Holdings) -> Iterator[Line]:
 
 def _size(tensor: Holding, form: Form) -> int:
     """Bytes of a tensor in memory."""
-    if not tensor.is_matrix:
-        return tensor.numel * 4  # norms and scalars are float32
+    if not tensor.is_matrix and (form.packed or "norm" in tensor.name):
+        return tensor.numel * 4  # norms stay float32
     if form.device:
         return tensor.stored
     if not form.packed:
