@@ -67,6 +67,15 @@ def test_a_full_store_grows_by_doubling() -> None:
     assert sizes == {FIRST_CAPACITY * 2**i for i in range(4)}
 
 
+def test_a_full_store_grows_no_further_than_its_limit() -> None:
+    store = LayerStore(layer(None), torch.float32, limit=700)
+    for start in range(0, 700, 100):
+        seen = put(store, start, rows(start, 100), rows(start, 100))
+    assert len(store.k) == 700
+    assert seen.k[:, 0, 0].tolist() == list(range(700))
+    assert len(put(store, 700, rows(700, 1), rows(700, 1)).k) == 701  # a wrong limit costs a move, not an answer
+
+
 def test_a_fork_is_independent() -> None:
     store = LayerStore(layer(8), torch.float32)
     put(store, 0, rows(0, 5), rows(0, 5))

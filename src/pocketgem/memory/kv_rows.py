@@ -16,16 +16,20 @@ FIRST_CAPACITY = 256
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The rows of one layer of one sequence: ``capacity`` of them, row 0 at position ``first``."""
+    """The rows of one layer of one sequence: ``capacity`` of them, row 0 at position ``first``.
+
+    limit: tokens the sequence will have at the most; doubling stops there.
+    """
 
     window: int | None
+    limit: int | None
     first: int
     capacity: int
 
     @classmethod
-    def empty(cls, window: int | None) -> Room:
+    def empty(cls, window: int | None, limit: int | None = None) -> Room:
         """What a new sequence begins with."""
-        return cls(window, 0, FIRST_CAPACITY if window is None else min(window + SLACK, FIRST_CAPACITY))
+        return cls(window, limit, 0, FIRST_CAPACITY if window is None else min(window + SLACK, FIRST_CAPACITY))
 
     def oldest(self, start: int) -> int:
         """The first position that a query at ``start`` still sees."""
@@ -39,12 +43,12 @@ class Room:
         if start - self.first + count <= self.capacity:
             return self
         oldest = self.oldest(start)
-        return Room(self.window, oldest, self._capacity(start - oldest + count))
+        return Room(self.window, self.limit, oldest, self._capacity(start - oldest + count))
 
     def _capacity(self, needed: int) -> int:
         """A full layer doubles. A sliding one takes its window and slack, and more while a long chunk passes."""
         if self.window is None:
-            return max(needed, 2 * self.capacity)
+            return max(needed, 2 * self.capacity if self.limit is None else min(2 * self.capacity, self.limit))
         return max(needed, min(self.window + SLACK, 2 * self.capacity))
 
 
@@ -76,7 +80,7 @@ def chunks_of(tokens: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 def kv_costs(config: ModelConfig, tokens: int, chunk: int, itemsize: int) -> tuple[KindCost, ...]:
-    """What the keys and values of one sequence cost when a prompt of ``tokens`` was read ``chunk`` at a time."""
+    """What the keys and values of one sequence cost when a prompt of ``tokens``, its limit, was read in chunks."""
     writers = [layer for layer in config.layers if layer.writes_kv]
     kinds = dict.fromkeys((layer.kind, layer.window) for layer in writers)
     return tuple(
@@ -87,7 +91,7 @@ def kv_costs(config: ModelConfig, tokens: int, chunk: int, itemsize: int) -> tup
 
 def _cost(layers: list[LayerConfig], tokens: int, chunk: int, itemsize: int) -> KindCost:
     window = layers[0].window
-    capacity, touched, moved = _walk(window, chunks_of(tokens, chunk))
+    capacity, touched, moved = _walk(Room.empty(window, tokens), chunks_of(tokens, chunk))
     each = [row_bytes(layer, itemsize) for layer in layers]
     return KindCost(
         kind=layers[0].kind,
@@ -100,9 +104,9 @@ def _cost(layers: list[LayerConfig], tokens: int, chunk: int, itemsize: int) -> 
     )
 
 
-def _walk(window: int | None, steps: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
+def _walk(room: Room, steps: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
     """Rows of a buffer after these steps, how many of them were written, and how many it had before it last grew."""
-    room, touched, moved = Room.empty(window), 0, 0
+    touched, moved = 0, 0
     for start, count in steps:
         after = room.with_room(start, count)
         if after.capacity != room.capacity:

@@ -67,10 +67,10 @@ class Slot:
 class LayerStore:
     """K/V of one layer of one sequence."""
 
-    def __init__(self, layer: LayerConfig, dtype: torch.dtype) -> None:
+    def __init__(self, layer: LayerConfig, dtype: torch.dtype, limit: int | None = None) -> None:
         self.row = (layer.num_kv_heads, layer.head_dim)
         self.dtype = dtype
-        self.room = Room.empty(layer.window)
+        self.room = Room.empty(layer.window, limit)
         self.k, self.v = self._empty(self.room), self._empty(self.room)
 
     def _empty(self, room: Room) -> Tensor:
@@ -111,11 +111,14 @@ class LayerStore:
 
 
 class Cache:
-    """K/V of one sequence: a store for each layer that writes. ``length`` counts the tokens already in it."""
+    """K/V of one sequence: a store for each layer that writes. ``length`` counts the tokens already in it.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    limit: tokens it will have at the most, where that is known: no store takes more rows.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, limit: int | None = None) -> None:
         self.length = 0
-        self.stores = {layer.index: LayerStore(layer, dtype) for layer in config.layers if layer.writes_kv}
+        self.stores = {layer.index: LayerStore(layer, dtype, limit) for layer in config.layers if layer.writes_kv}
 
     @property
     def nbytes(self) -> int:

@@ -119,9 +119,9 @@ class Gemma(nn.Module):
         """The type activations are computed in."""
         return self.embed_tokens.dtype
 
-    def new_cache(self) -> Cache:
-        """An empty past for one sequence."""
-        return Cache(self.config, self.cache_dtype or self.dtype)
+    def new_cache(self, limit: int | None = None) -> Cache:
+        """An empty past for one sequence, of at most ``limit`` tokens where that is known."""
+        return Cache(self.config, self.cache_dtype or self.dtype, limit)
 
     def embed(self, ids: Tensor) -> Inputs:
         """ids ``[rows]`` int64 -> scaled embeddings and per-layer vectors."""
