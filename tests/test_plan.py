@@ -160,7 +160,7 @@ def test_a_layout_is_planned_as_a_file_of_that_type_would_be(quantised: Checkpoi
 @pytest.mark.weights
 @pytest.mark.skipif(not program.status(), reason="this system does not count a process's peak memory")
 def test_the_peak_of_the_real_model_is_as_planned() -> None:
-    found = compare("gemma-3-270m", 640, 2, None, keep=True)
+    found = compare("gemma-3-270m", 640, threads=2)
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.05)
     later = found["phases"]["answers after it"]
     assert later == pytest.approx(found["peaks"]["later"], rel=0.1)
@@ -237,6 +237,9 @@ def test_experts_get_what_the_rest_leaves() -> None:
     assert least_expert_bytes(made.held) <= budget < 6 * GIB
     assert 6 * GIB - 2 * MIB < made.needed <= 6 * GIB
     assert planned("gemma-4-26B-A4B", Wish(memory=20 * GIB, context=4096)).placement.expert_bytes is None
+    wish = Wish(memory=6 * GIB)
+    assert planned("gemma-4-26B-A4B", wish).setting.context == 4096  # not more, at the experts' cost
+    assert "The first start's peak may show" in answer(planned("gemma-4-26B-A4B", wish), wish)
 
 
 def test_what_helps_is_said_with_what_it_saves() -> None:

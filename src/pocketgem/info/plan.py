@@ -105,7 +105,17 @@ def answer(plan: Plan, wish: Wish) -> str:
         fits.append(f"{gib(plan.on_device)} of the card's {gib(wish.device_memory)}")
     if wish.memory is not None:
         fits.append(f"{gib(plan.needed)} of {gib(wish.memory)} memory")
-    return f"Yes, it fits: {what} takes {' and '.join(fits)}. {_reach(plan, wish)}"
+    return f"Yes, it fits: {what} takes {' and '.join(fits)}. {_reach(plan, wish)}{_passing(plan, wish)}"
+
+
+def _passing(plan: Plan, wish: Wish) -> str:
+    """What a peak may show beyond the budget."""
+    if wish.memory is None or plan.peak <= wish.memory:
+        return ""
+    return (
+        f" The first start's peak may show {gib(plan.peak)}: pages of files that pass through once, which the "
+        "system takes away as soon as something limits the process."
+    )
 
 
 def _reach(plan: Plan, wish: Wish) -> str:

@@ -56,9 +56,18 @@ def fitted(held: Holdings, setting: Setting, wish: Wish, base: Base) -> Plan:
     limit = held.config.max_position_embeddings
     if wish.memory is None and wish.device_memory is None:
         return _fitted_at(held, replace(setting, context=min(USUAL_CONTEXT, limit)), wish, base)
-    least = _fitted_at(held, replace(setting, context=min(LEAST_CONTEXT, limit)), wish, base)
-    tokens = largest_context(held, setting, wish, base, least.placement)
-    return _fitted_at(held, replace(setting, context=max(tokens, least.setting.context)), wish, base)
+    sure = _usual_or_least(held, setting, wish, base, limit)
+    if sure.placement.expert_bytes is not None and wish.expert_bytes is None:
+        return sure  # a longer context would leave less for experts, which decide the speed
+    tokens = largest_context(held, setting, wish, base, sure.placement)
+    return _fitted_at(held, replace(setting, context=max(tokens, sure.setting.context)), wish, base)
+
+
+def _usual_or_least(held: Holdings, setting: Setting, wish: Wish, base: Base, limit: int) -> Plan:
+    try:
+        return _fitted_at(held, replace(setting, context=min(USUAL_CONTEXT, limit)), wish, base)
+    except InputError:
+        return _fitted_at(held, replace(setting, context=min(LEAST_CONTEXT, limit)), wish, base)
 
 
 def largest_context(held: Holdings, setting: Setting, wish: Wish, base: Base, placement: Placement) -> int:

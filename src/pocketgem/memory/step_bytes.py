@@ -99,11 +99,11 @@ def _task(layers: list[LayerConfig], rows: int) -> int:
 
 
 def _experts(config: ModelConfig, rows: int) -> int:
-    """The rows once for each expert they chose: gathered, between the matrices, and their products."""
+    """The rows once for each expert they chose: gathered, between the matrices, and their products, twice in order."""
     if config.experts is None:
         return 0
     pairs, hidden, width = rows * config.experts.top_k, config.hidden_size, config.experts.intermediate_size
-    gathered = pairs * (2 * hidden + width) * NARROW
+    gathered = pairs * (3 * hidden + width) * NARROW
     corrections = pairs * (2 * hidden + width) // FINEST_GROUP * 2 * NARROW
     return gathered + int(pairs * hidden * QUANTISED) + corrections
 
