@@ -61,8 +61,8 @@ def row_bytes(layer: LayerConfig, itemsize: int) -> int:
 class KindCost:
     """All layers of one kind while a sequence grows to its full length, in bytes.
 
-    held: of the buffers at the end of the prompt. touched: of the rows of them that were ever written: what is
-    resident. moving: of one layer's old buffers at its last growth, there beside the new ones.
+    held: of the buffers at the end of the prompt. touched: the most of their rows that were ever written, which is what
+    was resident. moving: of one layer's old buffers at its last growth, there beside the new ones.
     """
 
     kind: str
@@ -105,11 +105,12 @@ def _cost(layers: list[LayerConfig], tokens: int, chunk: int, itemsize: int) -> 
 
 
 def _walk(room: Room, steps: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
-    """Rows of a buffer after these steps, how many of them were written, and how many it had before it last grew."""
-    touched, moved = 0, 0
+    """Rows of a buffer after these steps, the most that were ever written, and those it had before it last grew."""
+    written = most = moved = 0
     for start, count in steps:
         after = room.with_room(start, count)
         if after.capacity != room.capacity:
-            touched, moved = start - after.first, room.capacity
-        room, touched = after, max(touched, start - after.first + count)
-    return room.capacity, touched, moved
+            written, moved = start - after.first, room.capacity
+        room, written = after, max(written, start - after.first + count)
+        most = max(most, written)
+    return room.capacity, most, moved
