@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pocketgem.config import LayerConfig, Rope
 from pocketgem.errors import RunError
-from pocketgem.model import cache as cache_module
+from pocketgem.memory.kv_rows import FIRST_CAPACITY, SLACK
 from pocketgem.model.cache import KeysValues, LayerStore
 
 
@@ -50,13 +50,13 @@ def test_a_sliding_store_stays_bounded() -> None:
     store = LayerStore(layer(16), torch.float32)
     for start in range(0, 5000, 50):
         put(store, start, rows(start, 50), rows(start, 50))
-    assert store.nbytes == 2 * (16 + cache_module.SLACK) * 2 * 4  # k and v, rows, two floats
+    assert store.nbytes == 2 * (16 + SLACK) * 2 * 4  # k and v, rows, two floats
 
 
 def test_a_wide_window_costs_only_what_is_in_it() -> None:
     store = LayerStore(layer(1 << 24), torch.float32)
     put(store, 0, rows(0, 3), rows(0, 3))
-    assert len(store.k) == cache_module.FIRST_CAPACITY
+    assert len(store.k) == FIRST_CAPACITY
 
 
 def test_a_full_store_grows_by_doubling() -> None:
@@ -64,7 +64,16 @@ def test_a_full_store_grows_by_doubling() -> None:
     for start in range(2000):
         put(store, start, rows(start, 1), rows(start, 1))
         sizes.add(len(store.k))
-    assert sizes == {cache_module.FIRST_CAPACITY * 2**i for i in range(4)}
+    assert sizes == {FIRST_CAPACITY * 2**i for i in range(4)}
+
+
+def test_a_full_store_grows_no_further_than_its_limit() -> None:
+    store = LayerStore(layer(None), torch.float32, limit=700)
+    for start in range(0, 700, 100):
+        seen = put(store, start, rows(start, 100), rows(start, 100))
+    assert len(store.k) == 700
+    assert seen.k[:, 0, 0].tolist() == list(range(700))
+    assert len(put(store, 700, rows(700, 1), rows(700, 1)).k) == 701  # a wrong limit costs a move, not an answer
 
 
 def test_a_fork_is_independent() -> None:
@@ -97,7 +106,7 @@ def test_a_long_chunk_leaves_no_large_buffer_behind() -> None:
     put(store, 0, rows(0, 5000), rows(0, 5000))
     for start in range(5000, 5100):
         put(store, start, rows(start, 1), rows(start, 1))
-    assert len(store.k) == 8 + cache_module.SLACK
+    assert len(store.k) == 8 + SLACK
 
 
 def test_a_lost_past_is_refused_not_shortened() -> None:

@@ -88,8 +88,10 @@ def test_cache_costs_are_those_of_the_cache(base: Path) -> None:
     config = open_checkpoint(resolve(base)).config
     cost = {one.kind: one.bytes_per_token for one in inspect(str(base)).layout.cache}
     stores = Cache(config, torch.bfloat16).stores
-    assert cost["full"] == sum(store.nbytes // len(store.k) for store in stores.values() if store.window is None)
-    assert cost["sliding"] == sum(store.nbytes // len(store.k) for store in stores.values() if store.window is not None)
+    assert cost["full"] == sum(store.nbytes // len(store.k) for store in stores.values() if store.room.window is None)
+    assert cost["sliding"] == sum(
+        store.nbytes // len(store.k) for store in stores.values() if store.room.window is not None
+    )
 
 
 @pytest.fixture

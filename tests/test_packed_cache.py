@@ -25,7 +25,8 @@ from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import StoredType, tensor_bytes
 from pocketgem.errors import CheckpointError, RunError, WeightsError
 from pocketgem.memory import packed, packed_draft, packed_file
-from pocketgem.memory.packed import PackedWeights, default_cache, packed_weights
+from pocketgem.memory.packed import PackedWeights, packed_weights
+from pocketgem.memory.packed_place import default_cache
 
 HEADER = 5000  # bytes before the first tensor of the made-up model
 SHAPES: dict[str, tuple[StoredType, int, int, int]] = {  # type, rows, columns, tensors of the part

@@ -123,6 +123,13 @@ def test_info_of_a_folder_and_of_a_layout(folder: Path) -> None:
         assert (ran.code, "torch" in ran.imported) == (0, False)
 
 
+@pytest.mark.parametrize("model", ["file", "gemma-4-31B"])
+def test_a_plan_is_made_without_torch(base: Path, model: str) -> None:
+    ran = run("plan", str(base) if model == "file" else model, "--context", "64")
+    assert (ran.code, ran.imported & SLOW) == (0, set())
+    assert "predicted peak" in ran.out
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_info_of_the_computer(options: list[str]) -> None:
     ran = run("info", "--cpu", *options)

@@ -28,14 +28,20 @@ from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine, Output
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
 from pocketgem.engine.sampler import log_probabilities
+from pocketgem.engine.scheduler import Scheduler
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
 from pocketgem.memory.experts import ExpertUse
+from pocketgem.memory.fit import Wish
+from pocketgem.memory.options import DTYPES, Options, plan_here
 from pocketgem.memory.place import Place, checked_place
+from pocketgem.memory.plan import Plan
+from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
 from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
 from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
 from pocketgem.text.stops import StopStrings
@@ -56,10 +62,14 @@ class LLM:
         *,
         context: int | None = None,
         files: tuple[MappedFile, ...] = (),
+        plan: Plan | None = None,
     ) -> None:
-        """``files`` are those the model goes on reading: a request is refused when one of them was changed."""
-        self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
-        self.engine = Engine(model, context=context)
+        """``files`` are those the model goes on reading: a request is refused when one of them was changed.
+
+        plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
+        """
+        self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
+        self.engine = _engine(model, context, plan)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
         self._numbers = count()
@@ -80,6 +90,8 @@ class LLM:
         offline: bool = False,
         keep_packed: bool = True,
         expert_memory: int | None = None,
+        memory: int | str | None = None,
+        sequences: int = 1,
         progress: Progress | None = None,
     ) -> LLM:
         """Load a checkpoint.
@@ -99,17 +111,29 @@ class LLM:
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
                 wants them. None keeps all in memory. ``expert_use`` tells how it goes.
+            memory: bytes, or a text such as "2GiB", for this process: a plan is made before anything is read, and what
+                is not given here (context, experts' memory, whether a finished conversation is kept) is chosen so that
+                it fits. ``plan`` tells what was chosen.
+            sequences: requests side by side that the plan has room for; with ``memory``, more wait for their turn.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
-        POCKETGEM_KERNELS asks for kernels that cannot run here and for a budget that cannot be kept.
+        POCKETGEM_KERNELS asks for kernels that cannot run here and for a budget that cannot be kept; it names the
+        smallest that can, and what would help.
         """
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
         place, where = checked_place(ple, checkpoint.config), checked_device(device)
+        count = None if threads is None else checked_threads(threads)
+        plan = None
+        if memory is not None:
+            wish = Wish(_bytes(memory), None, context, place, expert_memory)
+            options = _options(sequences, count, dtype, where, keep_packed=keep_packed)
+            plan = plan_here(checkpoint, wish, options)
+            context, expert_memory = plan.setting.context, plan.placement.expert_bytes
         tokenizer = tokenizer_of(checkpoint)
         checkpoint = checkpoint.lean()
-        count = None if threads is None else checked_threads(threads)
+        give_back()
         built, files = model_of(
             checkpoint,
             dtype,
@@ -120,7 +144,7 @@ class LLM:
             expert_memory=expert_memory,
             progress=progress,
         )
-        return cls(built, tokenizer, checkpoint, context=context, files=files)
+        return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan)
 
     @property
     def expert_use(self) -> ExpertUse | None:
@@ -333,3 +357,28 @@ def _finished_text(tail: str, stops: StopStrings) -> str:
     """What is left when the ids end: an unfinished character, and text held back as a possible stop."""
     text, stopped = stops.push(tail)
     return text if stopped else text + stops.finish()
+
+
+def _engine(model: Gemma, context: int | None, plan: Plan | None) -> Engine:
+    if plan is None:
+        return Engine(model, context=context)
+    return Engine(model, Scheduler(max_running=plan.setting.sequences), context=context, kept=plan.placement.kept)
+
+
+def _bytes(memory: int | str) -> int:
+    size = parse_size(memory) if isinstance(memory, str) else memory
+    if type(size) is not int or size < 1:
+        raise PromptError(f"memory is {str(memory)[:40]!r}, expected bytes or a text such as 2GiB")
+    return size
+
+
+def _options(
+    sequences: int, threads: int | None, dtype: torch.dtype | None, device: torch.device, *, keep_packed: bool
+) -> Options:
+    if type(sequences) is not int or sequences < 1:
+        raise PromptError(f"sequences is {str(sequences)[:40]!r}, expected at least 1")
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    if name is not None and name not in DTYPES:
+        raise PromptError(f"dtype is {dtype}, and with a memory budget it can be {', '.join(DTYPES)} or None")
+    on_card = device.type != "cpu"
+    return Options(sequences=sequences, threads=threads, device=on_card, dtype=name, keep_packed=keep_packed)

@@ -15,7 +15,7 @@ from pocketgem.errors import InputError, PromptError, WeightsError
 from pocketgem.kernels import cpu
 from pocketgem.kernels.compute import Compute
 from pocketgem.kernels.cores import default_threads
-from pocketgem.memory.packed import default_cache
+from pocketgem.memory.packed_place import WORTH_KEEPING, default_cache
 from pocketgem.memory.place import Place, settled
 from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed, can_pack
@@ -25,7 +25,6 @@ from pocketgem.text.source import vocabulary_from
 from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 
-WORTH_KEEPING = 500_000_000  # bytes of weights; they are packed at about a gigabyte a second
 MOST_NAMELESS = 4096  # embedding rows without a token; released models pad by 64 to 256
 
 

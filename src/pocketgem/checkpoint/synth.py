@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pocketgem.checkpoint import names
 from pocketgem.checkpoint.export import metadata_of, rope_divisors
+from pocketgem.checkpoint.formats import stored_as
 from pocketgem.checkpoint.types import Progress, StoredType, tensor_bytes
 from pocketgem.checkpoint.write import write_gguf
 from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
@@ -105,7 +106,7 @@ def _tensors(
     config: ModelConfig, type: StoredType, dice: Dice, routing: Routing, progress: Progress | None
 ) -> Iterator[tuple[str, Tensor, StoredType]]:
     shapes = _stacked({**decoder_shapes(config), **_unused_keys(config)})
-    stored = {name: _stored_as(name, shape, type) for name, shape in shapes.items()}
+    stored = {name: stored_as(name, shape, type) for name, shape in shapes.items()}
     routers = {name for name in shapes if name.endswith(ROUTER)} if routing is Routing.SKEWED else set()
     stored |= dict.fromkeys(routers, StoredType.F32)  # their rows differ in size
     total, done = sum(tensor_bytes(shape, stored[name]) for name, shape in shapes.items()), 0
@@ -121,14 +122,6 @@ def _tensors(
         if progress is not None:
             progress(done, total)
     yield from rope_divisors(config)
-
-
-def _stored_as(name: str, shape: tuple[int, ...], type: StoredType) -> StoredType:
-    if len(shape) == 1 or ("altup_" in name and "_coef" in name):  # AltUp's coefficients are a few numbers wide
-        return StoredType.F32
-    if type is StoredType.Q4_0 and name == "token_embd.weight":
-        return StoredType.Q6_K if shape[-1] % StoredType.Q6_K.block_size == 0 else StoredType.Q8_0  # as the real 270M
-    return type
 
 
 def _fan_in(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:

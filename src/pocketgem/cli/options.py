@@ -68,6 +68,10 @@ ExpertMemory = Annotated[
     typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
 ]
 DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run; a card takes bfloat16 weights.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory to stay within, such as 2GiB: places and context are chosen for it."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer and errors.")]

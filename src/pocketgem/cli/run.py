@@ -17,12 +17,16 @@ from pocketgem.cli.screen import Screen
 from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, expert_line, speak
 from pocketgem.errors import PromptError
 from pocketgem.memory.place import Place, checked_place
+from pocketgem.memory.program import status
+from pocketgem.sizes import gib
 
 if TYPE_CHECKING:
     from pocketgem.answers import TokenLogprob
     from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
+    from pocketgem.memory.plan import Plan
 
+TOLERANCE = 0.05  # how far a plan may be off
 MAX_PROMPT = 16 << 20  # bytes from stdin; the family's longest context holds about a megabyte of prose
 
 
@@ -50,6 +54,7 @@ def run_model(
     device: o.DeviceChoice = o.Device.CPU,
     keep_packed: o.KeepPacked = True,
     expert_memory: o.ExpertMemory = None,
+    memory: o.Memory = None,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -76,7 +81,7 @@ def run_model(
         stop=stop,
         logprobs=logprobs,
     )
-    budget = o.size(expert_memory)
+    budget, limit = o.size(expert_memory), o.size(memory)
     text = read_prompt(prompt)
     if text is None and (as_json or not sys.stdout.isatty()):
         refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
@@ -96,6 +101,7 @@ def run_model(
             device=device,
             keep_packed=keep_packed,
             expert_memory=budget,
+            memory=limit,
             progress=bar,
         )
     if text is None:
@@ -103,6 +109,16 @@ def run_model(
             Conversation(llm, manner, lines.read, screen).hold(_short(model))
     else:
         _answer(llm, manner, text, screen, as_json=as_json)
+    if (passed := passed_plan(llm.plan)) is not None:
+        screen.note(passed)
+
+
+def passed_plan(plan: Plan | None) -> str | None:
+    """One line where the kernel counted noticeably more memory than was planned."""
+    peak = status().get("VmHWM", 0)
+    if plan is None or peak <= plan.peak * (1 + TOLERANCE):
+        return None
+    return f"memory: the peak was {gib(peak)}, but the plan had said {gib(plan.peak)}; please report it"
 
 
 def _short(model: str) -> str:

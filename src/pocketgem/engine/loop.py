@@ -89,7 +89,7 @@ class Engine:
         """Give an admitted sequence a cache, continuing a kept past where one fits."""
         reused, cache = self.prefixes.find(sequence.ids)
         sequence.num_computed = sequence.num_reused = reused
-        self.states[sequence].cache = self.model.new_cache() if cache is None else cache
+        self.states[sequence].cache = self.model.new_cache(self.context) if cache is None else cache
 
     def _record(self, sequence: Sequence, sampled: Sampled | None) -> Output:
         if sampled is not None:

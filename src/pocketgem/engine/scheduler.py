@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pocketgem.engine.request import Sequence
 from pocketgem.errors import PromptError
+from pocketgem.memory.step_bytes import PREFILL_CHUNK
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Scheduler:
     chunk: prompt tokens a step; max_running: sequences side by side; max_cached: tokens cached in all (None: no limit).
     """
 
-    def __init__(self, *, chunk: int = 512, max_running: int = 16, max_cached: int | None = None) -> None:
+    def __init__(self, *, chunk: int = PREFILL_CHUNK, max_running: int = 16, max_cached: int | None = None) -> None:
         for name, value in (("chunk", chunk), ("max_running", max_running), ("max_cached", max_cached)):
             if value is not None and value < 1:
                 raise PromptError(f"{name} is {value}, expected at least 1")

@@ -75,7 +75,7 @@ def inspect(model: str, *, offline: bool = False) -> Info:
 
     A checkpoint of that name wins over a layout. Raises CheckpointError when ``model`` is none of these or is damaged.
     """
-    location = _find(model, offline)
+    location = find(model, offline)
     if location is None:
         return _planned(model, Files("a released layout, no file", (), 0), from_hf(released_config(model), model))
     files = Files(_FORMATS[location.kind], tuple(map(str, location.files)), _size(location.files))
@@ -85,7 +85,7 @@ def inspect(model: str, *, offline: bool = False) -> Info:
     return _stored(model, files, open_checkpoint(location))
 
 
-def _find(model: str, offline: bool) -> Location | None:
+def find(model: str, offline: bool) -> Location | None:
     """Where the checkpoint lies; None for a released layout."""
     layout = model.lower() in map(str.lower, RELEASED) and not Path(model).exists()
     if layout and model != DEFAULT_MODEL:

@@ -18,6 +18,8 @@ from pocketgem.kernels.cores import Cores, ThreadChoice, default_threads, find_c
 from pocketgem.kernels.cpu import NONE, VARIABLE, Choice, SetStatus, choose, features, processor_name
 from pocketgem.kernels.system import this_system
 
+HEAD_DIM_STEP = 32  # attention kernels take head sizes that are multiples of it
+
 
 @dataclass(frozen=True)
 class KernelStatus:

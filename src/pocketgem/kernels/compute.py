@@ -19,7 +19,6 @@ Tables = tuple[Tensor, Tensor]
 # Rows of a call and where their keys and values are: addresses of contiguous bfloat16 [keys, kv_heads, head_dim].
 Target = tuple[int, int, int, int]  # start, stop, place of the keys, place of the values
 Span = tuple[int, int, int, int, int, int]  # start, stop, keys, values, position of the first key, number of keys
-HEAD_DIM_STEP = 32  # attention kernels take multiples of it
 PLAIN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 

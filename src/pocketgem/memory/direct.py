@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.errors import CheckpointError
-from pocketgem.memory.packed_file import ALIGNMENT
+from pocketgem.memory.packed_place import ALIGNMENT
 
 THREADS = 4  # reads at once: what a solid-state disk needs to show its speed, and a virtual one too
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.memory.gather import Gather, check_rows
+from pocketgem.memory.place import HOT_BYTES
 from pocketgem.memory.row_file import row_file
 from pocketgem.memory.shelf import Shelf
 
-HOT_BYTES = 16 << 20  # of rows kept at hand: about 3,000 tokens of an E2B in Q4_0
 FEWEST = 64  # rows kept, however wide they are
 
 

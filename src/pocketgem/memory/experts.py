@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 
 from pocketgem.checkpoint.tensor import MappedFile
-from pocketgem.errors import CheckpointError, InputError, RunError
+from pocketgem.errors import CheckpointError, RunError
 from pocketgem.memory.direct import DirectFile, Readers
+from pocketgem.memory.expert_slots import rooms_of, slot_bytes, slots_for
 from pocketgem.memory.packed import Place
-from pocketgem.memory.packed_file import ALIGNMENT, aligned, checksums, cut
+from pocketgem.memory.packed_file import checksums, cut
+from pocketgem.memory.packed_place import ALIGNMENT, aligned
 from pocketgem.memory.residents import NOWHERE, Residents
 from pocketgem.sizes import gib
 
 IN_FLIGHT = 8  # experts asked for at once: enough for the disk, few enough that a long prompt leaves most slots alone
 PARTS = 3  # gate, up, down
-_LEAST_ALIGNMENT = 64  # of packed bytes in the file; the zeros after the last tensor are within a page
 
 
 Layer = tuple[Place, Place, Place]  # gate, up and down of all experts
@@ -54,30 +55,6 @@ class ExpertUse:
         return ExpertUse(*(getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)))
 
 
-def slot_bytes(sizes: Sequence[Sequence[int]]) -> int:
-    """Bytes of a slot that holds any expert. sizes: packed bytes of gate, up and down, for each layer."""
-    return sum(_rooms(sizes))
-
-
-def _rooms(sizes: Sequence[Sequence[int]]) -> list[int]:
-    """Bytes for gate, up and down: a read begins at the page that holds the first byte, and so does the room."""
-    return [aligned(max(of_part) + ALIGNMENT - _LEAST_ALIGNMENT) for of_part in zip(*sizes, strict=True)]
-
-
-def slots_for(budget: int, sizes: Sequence[Sequence[int]], experts: int, top_k: int, what: str = "the model") -> int:
-    """Slots that ``budget`` bytes have room for, at most one for each expert.
-
-    Raises InputError where that is less than the experts of one row.
-    """
-    each = slot_bytes(sizes)
-    if budget < top_k * each:
-        raise InputError(
-            f"{what}: its experts need at least {top_k * each} bytes ({gib(top_k * each)}) of memory: a token uses "
-            f"{top_k} at a time, {gib(each)} each; the budget is {gib(budget)}"
-        )
-    return min(budget // each, experts * len(sizes))
-
-
 class ExpertStore:
     """All routed experts of one model: a file, an arena of slots, and who is where. For one thread at a time."""
 
@@ -87,7 +64,7 @@ class ExpertStore:
         self.slots = slots_for(budget, sizes, experts, top_k, str(file.path))
         self.experts, self.layers = experts, layers
         self._seen = np.zeros((len(layers), experts), np.bool_)  # read once, and found as they were written
-        self.slot_size, self._rooms = slot_bytes(sizes), _rooms(sizes)
+        self.slot_size, self._rooms = slot_bytes(sizes), rooms_of(sizes)
         self._within = [self._places(layer) for layer in layers]  # [layers] of [experts, 3]
         self._mapped, self._file = file, DirectFile(file)
         self._arena = _memory(self.slots * self.slot_size)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import struct
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,7 +17,8 @@ from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress
 from pocketgem.errors import RunError, WeightsError
 from pocketgem.memory.packed_draft import Draft
-from pocketgem.memory.packed_file import Body, Kept, aligned, body_start, checksums, cut, head_of, open_kept
+from pocketgem.memory.packed_file import Body, Kept, body_start, checksums, cut, head_of, open_kept
+from pocketgem.memory.packed_place import aligned
 from pocketgem.memory.packed_source import files_of, forget, identity
 
 LAYOUT_VERSION = 1  # of native/packed.h, where the compiled kernels do not say: must rise when packed bytes change
@@ -110,26 +108,6 @@ def _kept(plan: _Plan, head: bytes, cache: Path) -> PackedWeights:
     if kept is None:
         raise OSError("another program changed the file just now")
     return PackedWeights(cache, None, kept.mapped, plan.cut(kept.body), plan.places(kept))
-
-
-def default_cache(source: Path) -> Path | None:
-    """Beside the model, else in the person's cache folder, which is made; None where neither can be written to."""
-    if os.access(source.parent, os.W_OK):
-        return source.with_name(f"{source.name}.pocketgem")
-    try:
-        folder = _cache_folder() / "pocketgem" / "packed"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
-    except (OSError, RuntimeError):  # RuntimeError: nobody's home, or links that go in a circle
-        return None
-    return folder / f"{name}.pocketgem" if os.access(folder, os.W_OK) else None
-
-
-def _cache_folder() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    told = Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME") or "")
-    return told if told.is_absolute() else Path.home() / ".cache"  # the convention ignores a relative one
 
 
 def _native(source: Path) -> Packer:

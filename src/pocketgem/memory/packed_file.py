@@ -33,17 +33,12 @@ from torch import Tensor
 
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.errors import CheckpointError
+from pocketgem.memory.packed_place import aligned
 
 NAME = b"pocketgem packed weights"
 MAGIC = NAME + b" 2\r\n\0\0\0\0"  # 32 bytes; the number is the version of what is drawn above
-ALIGNMENT = 4096  # bytes; a page of most machines
 CHUNK = 1 << 20  # bytes of one checksum; a chunk and its multipliers stay in a core's own cache
 FEW = 4  # pieces; not worth starting threads for
-
-
-def aligned(size: int) -> int:
-    """``size`` rounded up to ALIGNMENT."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def head_of(description: Mapping[str, object]) -> bytes:

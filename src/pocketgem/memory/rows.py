@@ -15,9 +15,9 @@ from torch import Tensor
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.checkpoint.types import Progress
 from pocketgem.kernels.compute import Compute
-from pocketgem.memory.disk_rows import HOT_BYTES, DiskRows
+from pocketgem.memory.disk_rows import DiskRows
 from pocketgem.memory.gather import Gather, by_kernel, by_torch, check_rows
-from pocketgem.memory.place import Place, settled
+from pocketgem.memory.place import HOT_BYTES, Place, settled
 
 PIECE = 16 << 20  # bytes of a table read at a time
 

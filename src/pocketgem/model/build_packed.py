@@ -15,9 +15,10 @@ import torch
 from pocketgem.checkpoint.load import Checkpoint, JoinedTensor, TextTensor, member_of
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress, StoredType
-from pocketgem.kernels.compute import HEAD_DIM_STEP, Compute, Weight
+from pocketgem.kernels import HEAD_DIM_STEP
+from pocketgem.kernels.compute import Compute, Weight
 from pocketgem.memory.packed import PackedWeights, packed_weights
-from pocketgem.memory.place import Place
+from pocketgem.memory.place import HOT_EMBEDDINGS, Place
 from pocketgem.memory.rows import row_source
 from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of, table_of
 from pocketgem.model.expert_stacks import ExpertStacks
@@ -30,7 +31,6 @@ from pocketgem.model.quant import BudgetedExperts, PackedEmbedding, PackedExpert
 # A head of eight bits is exact enough that the rounding of its activations shows. Coarser ones round more themselves,
 # and for many sequences the finer product would take a fifth of the time of a step.
 FINE_HEAD = StoredType.Q8_0
-HOT_EMBEDDINGS = 4 << 20  # bytes of embedding rows kept at hand: some thousands
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels read as it is
 
 

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from pocketgem.config import LayerConfig, ModelConfig
 from pocketgem.errors import RunError
+from pocketgem.memory.kv_rows import Room
 
-SLACK = 64  # decode steps between two moves of a sliding buffer
-FIRST_CAPACITY = 256
 CPU = torch.device("cpu")
 
 
@@ -70,16 +69,16 @@ class Slot:
 class LayerStore:
     """K/V of one layer of one sequence."""
 
-    def __init__(self, layer: LayerConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self.window = layer.window
+    def __init__(
+        self, layer: LayerConfig, dtype: torch.dtype, device: torch.device = CPU, limit: int | None = None
+    ) -> None:
         self.row = (layer.num_kv_heads, layer.head_dim)
         self.dtype, self.device = dtype, device
-        self.first = 0  # position of the buffer's row 0
-        capacity = FIRST_CAPACITY if layer.window is None else min(layer.window + SLACK, FIRST_CAPACITY)
-        self.k, self.v = self._empty(capacity), self._empty(capacity)
+        self.room = Room.empty(layer.window, limit)
+        self.k, self.v = self._empty(self.room), self._empty(self.room)
 
-    def _empty(self, capacity: int) -> Tensor:
-        return torch.empty((capacity, *self.row), dtype=self.dtype, device=self.device)
+    def _empty(self, room: Room) -> Tensor:
+        return torch.empty((room.capacity, *self.row), dtype=self.dtype, device=self.device)
 
     @property
     def nbytes(self) -> int:
@@ -87,31 +86,27 @@ class LayerStore:
 
     def reserve(self, start: int, count: int) -> Slot:
         """Room for ``count`` rows at positions ``start...``; rows no query can see any more may be gone after it."""
-        oldest = 0 if self.window is None else max(0, start - self.window + 1)
-        if oldest < self.first:
-            raise RunError(f"cache: tokens {oldest} to {self.first - 1} are gone after a failed step; prefill again")
-        if start - self.first + count > len(self.k):
-            self._make_room(oldest, start - oldest, count)
-        used = start - self.first
-        return Slot(KeysValues(self.k, self.v, oldest - self.first, used + count, oldest), used)
+        room, oldest = self.room.with_room(start, count), self.room.oldest(start)
+        if oldest < self.room.first:
+            raise RunError(
+                f"cache: tokens {oldest} to {self.room.first - 1} are gone after a failed step; prefill again"
+            )
+        if room is not self.room:
+            self._move(room, start - oldest)
+        used = start - room.first
+        return Slot(KeysValues(self.k, self.v, oldest - room.first, used + count, oldest), used)
 
-    def _make_room(self, oldest: int, kept: int, count: int) -> None:
-        """Move the ``kept`` rows from position ``oldest`` on to the front of buffers that hold ``count`` more."""
-        rows = slice(oldest - self.first, oldest - self.first + kept)
-        capacity = self._capacity(kept + count)
-        if self.window is not None and capacity == len(self.k):
+    def _move(self, room: Room, kept: int) -> None:
+        """Bring the ``kept`` rows that somebody still sees to the front of buffers as ``room`` has them."""
+        begin = room.first - self.room.first
+        rows = slice(begin, begin + kept)
+        if room.window is not None and room.capacity == len(self.k):
             self.k[:kept], self.v[:kept] = self.k[rows].clone(), self.v[rows].clone()  # the two places may overlap
         else:
-            k, v = self._empty(capacity), self._empty(capacity)
+            k, v = self._empty(room), self._empty(room)
             k[:kept], v[:kept] = self.k[rows], self.v[rows]
             self.k, self.v = k, v
-        self.first = oldest
-
-    def _capacity(self, needed: int) -> int:
-        """A full layer doubles. A sliding one takes its window and slack, and more while a long chunk passes."""
-        if self.window is None:
-            return max(needed, 2 * len(self.k))
-        return max(needed, min(self.window + SLACK, 2 * len(self.k)))
+        self.room = room
 
     def fork(self) -> LayerStore:
         twin = object.__new__(LayerStore)
@@ -120,11 +115,17 @@ class LayerStore:
 
 
 class Cache:
-    """K/V of one sequence: a store for each layer that writes. ``length`` counts the tokens already in it."""
+    """K/V of one sequence: a store for each layer that writes. ``length`` counts the tokens already in it.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> None:
+    limit: tokens it will have at the most, where that is known: no store takes more rows.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU, limit: int | None = None
+    ) -> None:
         self.length, self.device = 0, device
-        self.stores = {layer.index: LayerStore(layer, dtype, device) for layer in config.layers if layer.writes_kv}
+        writers = (layer for layer in config.layers if layer.writes_kv)
+        self.stores = {layer.index: LayerStore(layer, dtype, device, limit) for layer in writers}
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,8 @@ from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.errors import InputError
 from pocketgem.kernels.compute import Compute
-from pocketgem.memory.experts import ExpertStore, Layer, slots_for
+from pocketgem.memory.expert_slots import slots_for
+from pocketgem.memory.experts import ExpertStore, Layer
 from pocketgem.memory.packed import PackedWeights
 from pocketgem.model.quant import BudgetedExperts
 

@@ -124,9 +124,9 @@ class Gemma(nn.Module):
         """Where the layers run. Ids and rows of tables come from the CPU."""
         return self.norm.weight.device
 
-    def new_cache(self) -> Cache:
-        """An empty past for one sequence."""
-        return Cache(self.config, self.cache_dtype or self.dtype, self.device)
+    def new_cache(self, limit: int | None = None) -> Cache:
+        """An empty past for one sequence, of at most ``limit`` tokens where that is known."""
+        return Cache(self.config, self.cache_dtype or self.dtype, self.device, limit)
 
     def embed(self, ids: Tensor) -> Inputs:
         """ids ``[rows]`` int64 on the CPU -> scaled embeddings and per-layer vectors, on the model's device."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -34,8 +35,8 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Builds the encoder, in a second for a quarter of a million tokens. Raises TokenizerError for bad merges."""
-        self._vocabulary = vocabulary
         self._bpe = _encoder(vocabulary)
+        self._vocabulary = replace(vocabulary, merges=tuple)  # the lists they are made of are as large as the encoder
         self._special_ids = vocabulary.control_ids
         self._lengths = sorted({len(text) for text in vocabulary.control}, reverse=True)
         self._starts = re.compile(f"[{re.escape(''.join(sorted({text[0] for text in vocabulary.control})))}]")
