@@ -87,7 +87,7 @@ def _check_budget(checkpoint: Checkpoint, packs: bool, keep_packed: bool) -> Non
     """Experts under a budget are read from the file of packed weights: raise InputError where there will be none."""
     if not packs:
         raise InputError(
-            f"{checkpoint.where}: a budget for experts needs quantised weights, compiled kernels, no dtype and no card"
+            f"{checkpoint.where}: a budget for experts needs quantised weights, compiled kernels, no card and no dtype"
         )
     if not keep_packed:
         raise InputError(
