@@ -32,7 +32,7 @@ def write_gguf(
     metadata: Mapping[str, object],
     tensors: Iterable[tuple[str, Tensor, StoredType]],
 ) -> None:
-    """Write ``tensors`` (name, values [*shape], type to store) and ``metadata`` (see ``_typed``) to ``path``.
+    """Write ``tensors`` (name, values [*shape], type to store) and ``metadata`` (see ``value_type``) to ``path``.
 
     A uint8 tensor for a block type is taken as ready blocks, [*leading dims, bytes a row]. Keys that describe a file
     rather than a model (alignment, split) are left out, so another file's metadata can be passed on. One tensor is held
@@ -104,7 +104,7 @@ def _write_header(
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         if key not in _ABOUT_THE_FILE:
-            kind, element = _typed(key, value)
+            kind, element = value_type(key, value)
             types = gguf.GGUFValueType
             writer.add_key_value(key, value, types[kind], types[element] if element else None)
     for name, shape, stored, size in described:
@@ -116,7 +116,7 @@ def _write_header(
     writer.close()
 
 
-def _typed(key: str, value: object) -> tuple[str, str | None]:
+def value_type(key: str, value: object) -> tuple[str, str | None]:
     """The GGUF value type of a Python value, and the element type if it is a list.
 
     A float becomes float32 (float64 only if it overflows); an int the first of uint32, int32, uint64, int64 that holds
