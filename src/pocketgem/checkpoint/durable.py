@@ -109,19 +109,45 @@ def new_file(target: Path, size: int) -> Iterator[IO[bytes]]:
 def new_folder(target: Path, size: int) -> Iterator[Path]:
     """A folder to write about ``size`` bytes into; it is ``target`` when the block ends well, else nothing is left.
 
-    ``target`` must not be there, or be empty. Raises as ``new_file``; whoever writes into it brings it to the disk.
+    A folder that was there is replaced at that moment: it is given a name of its own, and brought back by the next who
+    writes ``target`` if the process is killed between the two. Raises as ``new_file``; whoever writes files into it
+    brings them to the disk.
     """
     try:
+        bring_back(target)
         check_room(target.parent, size)
         temporary = Temporary(target, folder=True)
         try:
             yield temporary.path
             temporary.sync()
+            old = _set_aside(target)
             temporary.publish()
+            if old is not None:
+                shutil.rmtree(old)
         finally:
             temporary.close()
     except OSError as error:
         raise refusal(target, error) from error
+
+
+def bring_back(target: Path) -> None:
+    """Undo a replacement of the folder ``target`` that was cut between its two renames. Raises OSError."""
+    old = _aside(target)
+    if old.is_dir() and not os.path.lexists(target):
+        os.replace(old, target)
+    elif old.is_dir():  # the new one arrived
+        shutil.rmtree(old)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced.old")
+
+
+def _set_aside(target: Path) -> Path | None:
+    if not target.is_dir() or not any(target.iterdir()):
+        return None
+    os.replace(target, _aside(target))
+    return _aside(target)
 
 
 def sync_folder(folder: Path) -> None:

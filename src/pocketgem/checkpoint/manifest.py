@@ -48,6 +48,11 @@ def manifest_text(files: Iterable[Path], progress: Progress | None = None) -> st
     return "".join(f"{sha256_of(file, add)}  {file.name}\n" for file in files)
 
 
+def listed_names(folder: Path) -> set[str]:
+    """The files an export put into ``folder``, by its own list; none where there is no list."""
+    return {*_listed(folder / MANIFEST)} if (folder / MANIFEST).is_file() else set()
+
+
 def write_sidecar(file: Path, progress: Progress | None = None) -> Path:
     """Checksum a finished file into its sidecar. Raises CheckpointError or RunError."""
     try:
@@ -114,7 +119,9 @@ def _listed(manifest: Path) -> dict[str, str]:
             raise FormatError(f"{manifest}: more than {MAX_MANIFEST} bytes is no list of checksums")
         lines = manifest.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise CheckpointError(f"{manifest}: not there, so nothing can be checked; exports of pocketgem have it") from None
+        raise CheckpointError(
+            f"{manifest}: not there, so nothing can be checked; exports of pocketgem have it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{manifest}: cannot be read ({error})") from error
     found = [_LINE.fullmatch(line) for line in lines]

@@ -7,9 +7,8 @@ complete, with checksums that ``pocketgem verify`` and ``sha256sum -c`` compare.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from pocketgem.checkpoint.folder_tensors import (
     storing_as,
 )
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, read_json
-from pocketgem.checkpoint.manifest import MANIFEST, manifest_text, sidecar, write_sidecar
+from pocketgem.checkpoint.manifest import MANIFEST, listed_names, manifest_text, sidecar, write_sidecar
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.save_gguf import convert_folder, copy_gguf
 from pocketgem.checkpoint.save_safetensors import Chosen, save_safetensors, total_bytes, write_synced
@@ -94,12 +93,13 @@ def export_to_safetensors(
     dtype: Dtype | None = None,
     shard_size: int = SHARD_SIZE,
     offline: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write the folder ``target``, which must not be there yet (or be empty), from a GGUF file or another folder.
+    """Write the folder ``target`` from a GGUF file or another folder.
 
-    ``dtype`` None: as stored in a folder; of a GGUF file the smallest type that rounds nothing. Raises as
-    ``export_to_gguf``.
+    ``dtype`` None: as stored in a folder; of a GGUF file the smallest type that rounds nothing. A folder that is there
+    must be empty or, with ``replace``, hold nothing but an earlier export. Raises as ``export_to_gguf``.
     """
     checkpoint = open_checkpoint(resolve(source, offline=offline))
     check_apart(checkpoint, target)
@@ -108,19 +108,19 @@ def export_to_safetensors(
     kind = TYPES[dtype] if dtype is not None else lossless_type(tensors) if from_gguf else None
     chosen = storing_as(tensors, kind)
     lossless = kind is None or is_lossless(tensors, kind)
+    _check_free(target, replace)
     with new_folder(target, total_bytes(chosen) + TEXTS_BYTES) as folder:
         stored = NAMES.get(kind or _widest(chosen), "float32")
         texts = dict(_texts_of_gguf(checkpoint, stored) if from_gguf else _texts_of_folder(checkpoint, stored, dtype))
         texts.setdefault("README.md", _readme(checkpoint, stored, lossless=lossless).encode())
         for name, content in texts.items():
             write_synced(folder / name, content)
-        files = save_safetensors(folder, chosen, shard_size, _note(checkpoint), progress)
-        _write_manifest(folder)
-        open_checkpoint(resolve(folder))
+        save_safetensors(folder, chosen, shard_size, _note(checkpoint), progress)
+        write_synced(folder / MANIFEST, manifest_text(sorted(folder.iterdir())).encode())
+        open_checkpoint(resolve(folder))  # what cannot be read again gets no name
     notes = () if lossless else (f"weights were rounded to {dtype}",)
     written = sorted(path.name for path in target.iterdir())
     size = sum((target / name).stat().st_size for name in written)
-    assert files
     return Exported(str(target), "safetensors", tuple(written), size, stored, lossless, notes)
 
 
@@ -131,26 +131,25 @@ def check_apart(checkpoint: Checkpoint, target: Path) -> None:
         raise CheckpointError(f"{target}: is the model itself; choose another name")
 
 
-def clear_export(target: Path) -> None:
-    """Remove a folder that an earlier export wrote, so that a new one can take its place.
-
-    Raises CheckpointError if it holds anything that the export's own list does not name: that is somebody's.
-    """
-    manifest = target / MANIFEST
-    listed = {line[66:] for line in manifest.read_text().splitlines()} if manifest.is_file() else set()
-    strange = sorted(path.name for path in target.iterdir() if path.name not in {*listed, MANIFEST})
-    if strange:
+def _check_free(target: Path, replace: bool) -> None:
+    """Raises CheckpointError for a folder that holds what no export wrote: that is somebody's."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise CheckpointError(f"{target}: is no folder; choose another name")
+    there = {path.name for path in target.iterdir()} if target.exists() else set()
+    if not there:
+        return
+    if not replace:
+        raise CheckpointError(f"{target}: is already there; choose another name, or give --force")
+    if strange := sorted(there - {MANIFEST, *listed_names(target)}):
         raise CheckpointError(f"{target}: holds {strange[0]}, which no export wrote; choose another name")
-    shutil.rmtree(target)
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.iterdir())
-    write_synced(folder / MANIFEST, manifest_text(files).encode())
 
 
 def _name(checkpoint: Checkpoint) -> str:
-    given = read_json(checkpoint.location.folder / "config.json").get("_name_or_path") if checkpoint.location.folder else None
+    given = (
+        read_json(checkpoint.location.folder / "config.json").get("_name_or_path")
+        if checkpoint.location.folder
+        else None
+    )
     folder = checkpoint.location.folder.resolve().name if checkpoint.location.folder else ""
     return given.rpartition("/")[2] if isinstance(given, str) and given else folder or "model"
 
@@ -171,7 +170,9 @@ def _widest(chosen: Chosen) -> StoredType:
 def _left_behind(checkpoint: Checkpoint) -> tuple[str, ...]:
     if not checkpoint.others:
         return ()
-    return ("vision and audio towers stay behind: GGUF keeps them in a file of their own (mmproj), which is not written",)
+    return (
+        "vision and audio towers stay behind: GGUF keeps them in a file of their own (mmproj), which is not written",
+    )
 
 
 # ---- the texts -----------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def _left_behind(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _texts_of_gguf(checkpoint: Checkpoint, dtype: str) -> Iterator[tuple[str, bytes]]:
     vocabulary = vocabulary_from(checkpoint.metadata, None, checkpoint.where)
-    config = to_hf(_with_pad(checkpoint), dtype)
+    config = to_hf(checkpoint.config, dtype)
     yield "config.json", _json(config)
     yield "generation_config.json", _json(_generation(checkpoint))
     yield "tokenizer.json", json.dumps(tokenizer_json(vocabulary), ensure_ascii=False).encode()
@@ -190,16 +191,13 @@ def _texts_of_gguf(checkpoint: Checkpoint, dtype: str) -> Iterator[tuple[str, by
         yield QUALITY, _json(asdict(card))
 
 
-def _with_pad(checkpoint: Checkpoint):  # type: ignore[no-untyped-def]
-    return checkpoint.config
-
-
 def _texts_of_folder(checkpoint: Checkpoint, stored: str, dtype: Dtype | None) -> Iterator[tuple[str, bytes]]:
     folder = checkpoint.location.folder
-    for name in COPIED if folder else ():
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            yield name, _retyped(content, stored) if name == "config.json" and dtype is not None else content
+    for path in (folder / name for name in COPIED) if folder is not None else ():
+        if path.is_file():
+            content = path.read_bytes()
+            retype = path.name == "config.json" and dtype is not None
+            yield path.name, _retyped(content, stored) if retype else content
 
 
 def _retyped(content: bytes, dtype: str) -> bytes:
@@ -258,15 +256,7 @@ def _readme(checkpoint: Checkpoint, dtype: str, *, lossless: bool) -> str:
     if card is not None:
         lines += [
             "",
-            f"The source was quantised to {card.format}. Measured then against {card.source}, over {card.tokens} tokens:",
+            f"Quantised to {card.format}. Measured then against {card.source}, over {card.tokens} tokens:",
             f"mean divergence {card.kl_mean:.2e} nat, same most probable token {card.same_top1:.1%}.",
         ]
     return "\n".join(lines) + "\n"
-
-
-def described(files: Sequence[str]) -> str:
-    """A few names for a line."""
-    return ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
-
-
-__all__ = ["Dtype", "Exported", "clear_export", "export_to_gguf", "export_to_safetensors", "replace"]

@@ -1,4 +1,4 @@
-"""A vocabulary as ``tokenizer.json`` and ``tokenizer_config.json``: what Hugging Face's libraries make the same ids with.
+"""A vocabulary as ``tokenizer.json`` and ``tokenizer_config.json``, from which other libraries make the same ids.
 
 Gemma's pipeline: spaces become ▁, byte-pair merges with byte fallback, and tokens that are matched whole before. Whole
 tokens with a ▁ are matched after spaces were replaced, others before; so runs of spaces come out as here.
