@@ -12,6 +12,7 @@ import typer
 import pocketgem
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
+from pocketgem.cli.export import export_model, verify_files
 from pocketgem.cli.info import show_info
 from pocketgem.cli.plan import plan_model
 from pocketgem.cli.run import run_model
@@ -29,6 +30,8 @@ app.command("info", context_settings=HELP)(show_info)
 app.command("plan", context_settings=HELP)(plan_model)
 app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
+app.command("export", context_settings=HELP)(export_model)
+app.command("verify", context_settings=HELP)(verify_files)
 
 
 @app.callback(invoke_without_command=True)
