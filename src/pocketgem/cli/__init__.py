@@ -13,6 +13,7 @@ import pocketgem
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
 from pocketgem.cli.info import show_info
+from pocketgem.cli.quantize import quantize_file
 from pocketgem.cli.run import run_model
 from pocketgem.cli.synth import write_synthetic
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("run", context_settings=HELP)(run_model)
 app.command("info", context_settings=HELP)(show_info)
+app.command("quantize", context_settings=HELP)(quantize_file)
 app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
 

@@ -142,5 +142,3 @@ class RoundedMatrix:
 
     def take(self, ids: Tensor) -> Tensor:
         return torch.cat([self._rows((id, id + 1)) for id in ids.tolist()])
-
-

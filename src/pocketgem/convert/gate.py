@@ -24,7 +24,7 @@ from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.parts import tokenizer_of
 
-POSITIONS = 256  # whose logits are held at once, for both: 2 x 256 MiB with 262,144 tokens
+POSITIONS = 128  # whose logits are held at once, for both: 2 x 128 MiB with 262,144 tokens
 ROWS = 4  # of them compared at a time, in float64
 MOST_TOKENS = 2048  # read in one step: attention holds a square of them for every head
 COMPARED = "source and result from their files, in float32"

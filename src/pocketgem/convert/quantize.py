@@ -86,6 +86,11 @@ class Plan:
     note: str | None
 
     @property
+    def left_out(self) -> int:
+        """How many tensors of a folder's towers the new file does not hold: GGUF keeps those in a file of their own."""
+        return len(self.checkpoint.others) if self.checkpoint.location.kind == "safetensors" else 0
+
+    @property
     def source_bytes(self) -> int:
         return sum(_source_bytes(one.tensor) for one in self.encodings)
 
@@ -194,9 +199,7 @@ class _Job:
         groups = measured(bench, self.tensors, lambda done, total: self.watch("measuring groups", done, total))
         inside = {one.name for members in kinds.values() for one in members}
         rest = sum(encoding(one, rules[one.name]).nbytes for one in self.tensors if one.name not in inside)
-        choice = chosen(
-            bench, self.tensors, groups, max_kl=self._limits().kl_mean, size=self.wishes.size, rest=rest
-        )
+        choice = chosen(bench, self.tensors, groups, max_kl=self._limits().kl_mean, size=self.wishes.size, rest=rest)
         picked = {name: type for option in choice.values() for name, type in option.types.items()}
         return rules | picked, groups, None
 
@@ -223,7 +226,9 @@ class _Job:
                 raise RunError(f"{target}: not written, {'; '.join(faults)} (--force keeps it all the same)")
             draft.publish()
             size = draft.size
-        found = {one.tensor.name: (exact[one.tensor.name], one.tensor.numel // 32) for one in plan.encodings if one.on_grid}
+        found = {
+            one.tensor.name: (exact[one.tensor.name], one.tensor.numel // 32) for one in plan.encodings if one.on_grid
+        }
         return Outcome(target, size, plan.rows(exact), found, card, self._limits(), faults, plan)
 
     def _write_tensors(self, plan: Plan, draft: Draft) -> dict[str, int]:

@@ -50,9 +50,7 @@ class Bench:
         model, start = build_streamed(checkpoint), time.monotonic()
         hidden = hidden_states(model, text.ids)
         perplexity = compared(model, hidden, model, hidden, text.ids).perplexity
-        return cls(
-            checkpoint, text, pool, workers, rounding, model, hidden, perplexity, time.monotonic() - start
-        )
+        return cls(checkpoint, text, pool, workers, rounding, model, hidden, perplexity, time.monotonic() - start)
 
     def measure(self, plans: Mapping[str, Encoding]) -> Quality:
         """The source with the tensors of ``plans`` as they will read once encoded."""
