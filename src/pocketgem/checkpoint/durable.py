@@ -31,7 +31,9 @@ def refusal(target: Path, error: OSError) -> PocketgemError:
     """Why ``target`` cannot be written, as an error for people: a full disk fails a run, a bad place is bad input."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        return RunError(f"{target}: cannot be written ({reason}); nothing was left behind, free some space or go elsewhere")
+        return RunError(
+            f"{target}: cannot be written ({reason}); nothing was left behind, free some space or go elsewhere"
+        )
     return CheckpointError(f"{target}: cannot be written ({reason})")
 
 
@@ -88,7 +90,7 @@ def new_file(target: Path, size: int) -> Iterator[IO[bytes]]:
     written to, RunError when the disk is full.
     """
     try:
-        _check_replaceable(target)
+        check_replaceable(target)
         check_room(target.parent, size)
         temporary = Temporary(target)
         try:
@@ -155,7 +157,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Raise OSError if what stands at ``target`` must not be replaced by a file."""
     if os.path.lexists(target) and not os.path.isfile(target):
         raise OSError(errno.EEXIST, "something that is not a file is there; it stays as it is")
 

@@ -62,7 +62,7 @@ def read_rows(part: StoredTensor, start: int, stop: int) -> Tensor:
     part.source.check_unchanged()
     size = part.nbytes // (part.numel // (part.shape[-1] if part.shape else 1))
     raw = torch.empty(stop - start, size, dtype=torch.uint8)
-    part.source.read_into(memoryview(raw.numpy()).cast("B"), part.start + start * size)
+    part.source.read_into(raw.view(-1).numpy().data, part.start + start * size)
     return raw
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pocketgem.checkpoint import names
-from pocketgem.checkpoint.export import metadata_of, rope_divisors
-from pocketgem.checkpoint.types import Progress, StoredType, tensor_bytes
-from pocketgem.checkpoint.write import write_gguf
+from pocketgem.checkpoint.draft import Draft, value_bytes
+from pocketgem.checkpoint.export import metadata_of, rope_divisors, unused_keys
+from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
 from pocketgem.errors import UnsupportedError
 
@@ -53,8 +54,22 @@ def write_synthetic(
     config = _padded(config)
     if type not in FORMATS:
         raise UnsupportedError(f"synthetic weights can be {' or '.join(FORMATS)}, not {type}")
-    metadata = {"general.name": f"synthetic {name} (random weights)", **metadata_of(config), **_vocabulary(config)}
-    write_gguf(path, config.family, metadata, _tensors(config, type, Dice(seed), progress))
+    metadata = {
+        "general.architecture": config.family,
+        "general.name": f"synthetic {name} (random weights)",
+        **metadata_of(config),
+        **_vocabulary(config),
+    }
+    shapes = _shapes(config)
+    stored = {name: _stored_as(name, shape, type) for name, shape in shapes.items()}
+    divisors = list(rope_divisors(config))
+    described = [(name, shape, stored[name]) for name, shape in shapes.items()]
+    described += [(name, tuple(values.shape), kind) for name, values, kind in divisors]
+    values = {key: value_bytes(key, value) for key, value in metadata.items()}
+    tensors = chain(_tensors(config, stored, shapes, Dice(seed)), (values for _, values, _ in divisors))
+    with Draft(path, values, described) as draft:
+        draft.fill(([tensor.view(-1).view(torch.uint8).numpy().data] for tensor in tensors), progress)
+        draft.publish()
 
 
 def _padded(config: ModelConfig) -> ModelConfig:
@@ -64,33 +79,18 @@ def _padded(config: ModelConfig) -> ModelConfig:
     return replace(config, per_layer=replace(config.per_layer, vocab_size=config.vocab_size))
 
 
-def _unused_keys(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """K/V of layers that share another's: released Gemma 3n files carry them unused, and llama.cpp asks for them."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in config.layers if config.family == "gemma3n" else ():
-        if not layer.writes_kv:
-            keys = (layer.num_kv_heads * layer.head_dim, config.hidden_size)
-            prefix = f"layers.{layer.index}.self_attn"
-            shapes |= {f"{prefix}.k_proj.weight": keys, f"{prefix}.v_proj.weight": keys}
-            shapes[f"{prefix}.k_norm.weight"] = (layer.head_dim,)
-    return shapes
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return _stacked({**decoder_shapes(config), **unused_keys(config)})
 
 
 def _tensors(
-    config: ModelConfig, type: StoredType, dice: Dice, progress: Progress | None
-) -> Iterator[tuple[str, Tensor, StoredType]]:
-    shapes = _stacked({**decoder_shapes(config), **_unused_keys(config)})
-    stored = {name: _stored_as(name, shape, type) for name, shape in shapes.items()}
-    total, done = sum(tensor_bytes(shape, stored[name]) for name, shape in shapes.items()), 0
+    config: ModelConfig, stored: dict[str, StoredType], shapes: dict[str, tuple[int, ...]], dice: Dice
+) -> Iterator[Tensor]:
     for name, shape in shapes.items():
         if stored[name] is not StoredType.F32:
-            yield name, dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5), stored[name]
+            yield dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5)
         else:
-            yield name, torch.ones(shape) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
-        done += tensor_bytes(shape, stored[name])
-        if progress is not None:
-            progress(done, total)
-    yield from rope_divisors(config)
+            yield torch.ones(shape) if len(shape) == 1 else dice.normal(shape, 0.02)
 
 
 def _stored_as(name: str, shape: tuple[int, ...], type: StoredType) -> StoredType:
