@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from pocketgem import LLM
 from pocketgem.checkpoint.card import QualityCard
 from pocketgem.checkpoint.durable import new_file, new_folder
 from pocketgem.checkpoint.export import export_gguf
@@ -32,12 +33,15 @@ from pocketgem.config import from_hf
 from pocketgem.config.to_hf import to_hf
 from pocketgem.convert.export import export_to_gguf, export_to_safetensors
 from pocketgem.errors import CheckpointError, RunError
+from pocketgem.memory.packed_draft import Draft
+from pocketgem.memory.packed_file import head_of, open_kept
+from pocketgem.model.cache import Step
 from pocketgem.text.tokenizer import Tokenizer
 from pocketgem.text.vocab import Vocabulary
 from tests.cli_models import save_model
 from tests.test_parity import PROMPT_TOKENS, load, prompt, run
-from tests.text_fixtures import corpus, gemma4_metadata, spm_metadata, tokenizer_json
-from tests.twins import LAYOUTS, make_twin, oracle_logits
+from tests.text_fixtures import CONTROL, corpus, gemma4_metadata, spm_metadata, tokenizer_json
+from tests.twins import LAYOUTS, VOCAB, make_twin, oracle_logits
 
 CARD = QualityCard(
     format="q8_0", source="m", compared="float32", text="t", tokens=9, kl_mean=0.5, kl_p99=1.0, kl_max=2.0,
@@ -46,7 +50,12 @@ CARD = QualityCard(
 
 
 def with_tokenizer(folder: Path) -> Path:
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(gemma4_metadata())))
+    """A token for every row of a twin's embedding."""
+    metadata = gemma4_metadata()
+    names = [f"<unused{id}>" for id in range(len(metadata["tokenizer.ggml.tokens"]), VOCAB)]
+    metadata["tokenizer.ggml.tokens"] += names
+    metadata["tokenizer.ggml.token_type"] += [CONTROL] * len(names)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(metadata)))
     return folder
 
 
@@ -394,3 +403,64 @@ def test_places_that_cannot_be_written_to_are_bad_input(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="cannot be written"), new_file(target, 1):
             raise AssertionError("not reached")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+PACKING = """
+import sys
+from pathlib import Path
+import torch
+from pocketgem.memory.packed_draft import Draft
+from pocketgem.memory.packed_file import body_start, checksums, head_of
+target, size = Path(sys.argv[1]), int(sys.argv[2])
+head = head_of({"weights": "packed"})
+start = body_start(head, size)
+print("ready", flush=True)
+while True:
+    with Draft(target, start + size) as draft:
+        draft.data[start:] = torch.arange(size) % 251
+        first = head + checksums(draft.data[start:])
+        draft.data[: len(first)] = torch.frombuffer(bytearray(first), dtype=torch.uint8)
+        draft.publish()
+    print("round", flush=True)
+"""
+
+
+def test_a_packed_cache_whose_writer_was_killed_is_whole_or_not_there(tmp_path: Path) -> None:
+    target, size = tmp_path / "m.gguf.pocketgem", 3 << 20
+    whole = 0
+    for moment in range(10):
+        child = subprocess.Popen([sys.executable, "-c", PACKING, target, str(size)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.011 * (moment + 1) % 0.09)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        if target.exists():
+            kept = open_kept(target, head_of({"weights": "packed"}), size)
+            assert kept is not None
+            assert torch.equal(kept.data[-size:].long(), torch.arange(size) % 251)
+            whole += 1
+    assert whole > 0
+    with Draft(target, 4096):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.weights
+def test_the_real_model_in_transformers_has_the_very_same_logits(real_model_path: Path, tmp_path: Path) -> None:
+    """float32 here, from the GGUF file; float32 there, from the folder made of it."""
+    done = export_to_safetensors(real_model_path, tmp_path / "st")
+    assert (done.dtype, done.lossless) == ("float32", True)
+    llm = LLM.load(real_model_path, dtype=torch.float32)
+    ids = llm.tokenize("def fib(n):\n    return n if n < 2 else fib(n-1)\n\nDie größte Stadt ist 東京.")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "st")(llm.detokenize(ids[1:]))["input_ids"] == ids
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "st", dtype=torch.float32).eval()
+    cache = llm.model.new_cache()
+    step = Step.packed([cache], [len(ids)], logits=[len(ids)])
+    with torch.inference_mode():
+        ours = llm.model.logits(llm.model(llm.model.embed(torch.tensor(ids)), step))
+        expected = theirs(input_ids=torch.tensor([ids])).logits[0]
+    difference = (ours - expected).abs().max()
+    print(f"largest difference {difference:.1e}")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
