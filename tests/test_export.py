@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from pocketgem import LLM
 from pocketgem.checkpoint.card import QualityCard
+from pocketgem.checkpoint.draft import Draft, value_bytes
 from pocketgem.checkpoint.durable import new_file, new_folder
 from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.export_vocab import vocabulary_keys
 from pocketgem.checkpoint.gguf import GGUFFile
+from pocketgem.checkpoint.header import raw_values
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.manifest import verify
 from pocketgem.checkpoint.resolve import resolve
@@ -33,7 +35,7 @@ from pocketgem.config import from_hf
 from pocketgem.config.to_hf import to_hf
 from pocketgem.convert.export import export_to_gguf, export_to_safetensors
 from pocketgem.errors import CheckpointError, RunError
-from pocketgem.memory.packed_draft import Draft
+from pocketgem.memory.packed_draft import Draft as PackedDraft
 from pocketgem.memory.packed_file import head_of, open_kept
 from pocketgem.model.cache import Step
 from pocketgem.text.tokenizer import Tokenizer
@@ -117,6 +119,24 @@ def test_a_gguf_file_is_copied_byte_for_byte_and_a_split_one_joined(tmp_path: Pa
     export_to_gguf(folder, tmp_path / "a.gguf")
     export_to_gguf(tmp_path / "a.gguf", tmp_path / "b.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    export_to_gguf(split_in_two(tmp_path / "a.gguf"), tmp_path / "c.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "c.gguf").read_bytes()
+
+
+def split_in_two(path: Path) -> Path:
+    """The first of two files that hold the tensors of one."""
+    file, content = GGUFFile.open(path), path.read_bytes()
+    keys, tensors = raw_values(content, len(content)), list(file.tensors.values())
+    parts = (tensors[:5], tensors[5:])
+    for number, part in enumerate(parts):
+        own = {"split.no": number, "split.count": 2, "split.tensors.count": len(tensors)}
+        values = keys if number == 0 else {"general.architecture": keys["general.architecture"]}
+        described = [(one.name, one.shape, one.type) for one in part]
+        target = path.with_name(f"split-{number + 1:05d}-of-00002.gguf")
+        with Draft(target, values | {key: value_bytes(key, value) for key, value in own.items()}, described) as draft:
+            draft.fill([memoryview(content[one.start : one.end])] for one in part)
+            draft.publish()
+    return path.with_name("split-00001-of-00002.gguf")
 
 
 def test_a_folder_is_copied_with_its_towers_and_cut_into_shards(tmp_path: Path) -> None:
@@ -409,7 +429,7 @@ PACKING = """
 import sys
 from pathlib import Path
 import torch
-from pocketgem.memory.packed_draft import Draft
+from pocketgem.memory.packed_draft import Draft as PackedDraft
 from pocketgem.memory.packed_file import body_start, checksums, head_of
 target, size = Path(sys.argv[1]), int(sys.argv[2])
 head = head_of({"weights": "packed"})
@@ -442,7 +462,7 @@ def test_a_packed_cache_whose_writer_was_killed_is_whole_or_not_there(tmp_path: 
             assert torch.equal(kept.data[-size:].long(), torch.arange(size) % 251)
             whole += 1
     assert whole > 0
-    with Draft(target, 4096):
+    with PackedDraft(target, 4096):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
