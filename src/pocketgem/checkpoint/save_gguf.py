@@ -24,10 +24,11 @@ from pocketgem.checkpoint.draft import Draft, value_bytes
 from pocketgem.checkpoint.export import metadata_of, unused_keys
 from pocketgem.checkpoint.header import raw_values
 from pocketgem.checkpoint.load import Checkpoint
+from pocketgem.checkpoint.manifest import sidecar
 from pocketgem.checkpoint.stream import SourceTensor, read_rows, read_values, source_tensors
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress, StoredType
-from pocketgem.errors import UnsupportedError
+from pocketgem.errors import UnsupportedError, WeightsError
 
 # About the file the metadata came from, not about the model.
 ABOUT_THE_FILE = ("general.alignment", "split.no", "split.count", "split.tensors.count")
@@ -57,9 +58,11 @@ def convert_folder(
 ) -> None:
     """A Hugging Face folder's text model. ``about``: keys beside the shapes, such as the vocabulary of ``tokens``.
 
-    Raises as ``copy_gguf``; UnsupportedError for weights that are not floating point.
+    Raises as ``copy_gguf``; UnsupportedError for weights that are not floating point, WeightsError
+    for fewer rows than tokens.
     """
     tensors = [(one, _kept(one)) for one in _completed(checkpoint, tokens)]
+    _check_rows(checkpoint, tensors, about)
     main = max(tensors, key=lambda pair: pair[0].numel)[1]
     metadata: dict[str, object] = {
         "general.architecture": checkpoint.config.family,
@@ -70,6 +73,15 @@ def convert_folder(
         **about,
     }
     _write(path, {key: value_bytes(key, value) for key, value in metadata.items()}, tensors, progress)
+
+
+def _check_rows(checkpoint: Checkpoint, tensors: Chosen, about: Mapping[str, object]) -> None:
+    """Runtimes take the number of tokens for that of the embedding's rows."""
+    listed = about.get("tokenizer.ggml.tokens", ())
+    tokens = len(listed) if isinstance(listed, list) else 0
+    rows = next(one.shape[0] for one, _ in tensors if one.name == "token_embd.weight")
+    if rows != tokens:
+        raise WeightsError(f"{checkpoint.where}: {rows} embeddings for a vocabulary of {tokens} tokens")
 
 
 def _kept(one: SourceTensor) -> StoredType:
@@ -116,6 +128,7 @@ def rows_of(table: StoredTensor, start: int, stop: int) -> StoredTensor:
 def _write(path: Path, values: Mapping[str, bytes], tensors: Chosen, progress: Progress | None) -> None:
     with Draft(path, values, [(one.name, one.shape, kind) for one, kind in tensors]) as draft:
         draft.fill((stored_as(one, kind) for one, kind in tensors), progress)
+        sidecar(path).unlink(missing_ok=True)  # it speaks of the file that goes now
         draft.publish()
 
 

@@ -22,8 +22,9 @@ from pocketgem.checkpoint.folder_tensors import (
     lossless_type,
     storing_as,
 )
+from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, read_json
-from pocketgem.checkpoint.manifest import MANIFEST, listed_names, manifest_text, sidecar, write_sidecar
+from pocketgem.checkpoint.manifest import MANIFEST, listed_names, manifest_text, write_sidecar
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.save_gguf import convert_folder, copy_gguf
 from pocketgem.checkpoint.save_safetensors import Chosen, save_safetensors, total_bytes, write_synced
@@ -70,7 +71,6 @@ def export_to_gguf(
     """
     checkpoint = open_checkpoint(resolve(source, offline=offline))
     check_apart(checkpoint, target)
-    sidecar(target).unlink(missing_ok=True)  # or it would speak of another file for a moment
     if checkpoint.location.kind == "gguf":
         copy_gguf(checkpoint, target, progress)
         notes: tuple[str, ...] = ()
@@ -79,11 +79,9 @@ def export_to_gguf(
         about = {"general.name": _name(checkpoint), **vocabulary_keys(checkpoint), **_card_keys(checkpoint)}
         convert_folder(checkpoint, target, about, len(vocabulary.spellings), progress)
         notes = _left_behind(checkpoint)
-    back = open_checkpoint(resolve(target))
     sums = write_sidecar(target, progress)
-    return Exported(
-        str(target), "gguf", (target.name, sums.name), target.stat().st_size, _types(back), True, notes
-    )  # fmt: skip
+    size = target.stat().st_size
+    return Exported(str(target), "gguf", (target.name, sums.name), size, _main_type(target), True, notes)
 
 
 def export_to_safetensors(
@@ -154,12 +152,11 @@ def _name(checkpoint: Checkpoint) -> str:
     return given.rpartition("/")[2] if isinstance(given, str) and given else folder or "model"
 
 
-def _types(checkpoint: Checkpoint) -> str:
-    """The type most weights have."""
+def _main_type(file: Path) -> str:
+    """The type most bytes of weights have; reading it back is the last check of the file."""
     sizes: dict[str, int] = {}
-    for tensor in checkpoint.tensors.values():
-        kind = tensor.gate.type if not hasattr(tensor, "type") else tensor.type
-        sizes[kind.value] = sizes.get(kind.value, 0) + tensor.nbytes
+    for tensor in GGUFFile.open(file).tensors.values():
+        sizes[tensor.type.value] = sizes.get(tensor.type.value, 0) + tensor.nbytes
     return max(sizes, key=lambda name: sizes[name])
 
 
