@@ -204,7 +204,8 @@ class _Sums:
 
     @classmethod
     def of(cls, x: Tensor, q: Tensor) -> _Sums:
-        return cls(*(part.sum(1, keepdim=True) for part in (x, q, x * q, q * q)), x.shape[1])
+        sum_x, sum_q, xq, qq = (part.sum(1, keepdim=True) for part in (x, q, x * q, q * q))
+        return cls(sum_x, sum_q, xq, qq, x.shape[1])
 
     def fit(self) -> tuple[Tensor, Tensor, Tensor]:
         """The real scale and low of least error, not negative, and by how much they lower it."""

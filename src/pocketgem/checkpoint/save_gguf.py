@@ -33,7 +33,7 @@ from pocketgem.errors import UnsupportedError, WeightsError
 # About the file the metadata came from, not about the model.
 ABOUT_THE_FILE = ("general.alignment", "split.no", "split.count", "split.tensors.count")
 FLOATS = (StoredType.F32, StoredType.F16, StoredType.BF16)
-_READ_AS_FLOAT32 = ("ffn_gate_inp.", "altup_correct_coef.", "altup_predict_coef.", ".scale")
+READ_AS_FLOAT32 = ("ffn_gate_inp.", "altup_correct_coef.", "altup_predict_coef.", ".scale")
 _FILE_TYPES = {StoredType.F32: 0, StoredType.F16: 1, StoredType.BF16: 32}  # llama.cpp's enum llama_ftype
 Chosen = Sequence[tuple[SourceTensor, StoredType]]
 
@@ -61,7 +61,7 @@ def convert_folder(
     Raises as ``copy_gguf``; UnsupportedError for weights that are not floating point, WeightsError
     for fewer rows than tokens.
     """
-    tensors = [(one, _kept(one)) for one in _completed(checkpoint, tokens)]
+    tensors = [(one, _kept(one)) for one in completed(checkpoint, tokens)]
     _check_rows(checkpoint, tensors, about)
     main = max(tensors, key=lambda pair: pair[0].numel)[1]
     metadata: dict[str, object] = {
@@ -87,11 +87,12 @@ def _check_rows(checkpoint: Checkpoint, tensors: Chosen, about: Mapping[str, obj
 def _kept(one: SourceTensor) -> StoredType:
     if one.type not in FLOATS:
         raise UnsupportedError(f"tensor {one.name} is stored as {one.type}, which is no weight of a Gemma model")
-    plain = len(one.shape) < 2 or any(part in one.name for part in _READ_AS_FLOAT32)
+    plain = len(one.shape) < 2 or any(part in one.name for part in READ_AS_FLOAT32)
     return StoredType.F32 if plain else one.type
 
 
-def _completed(checkpoint: Checkpoint, tokens: int) -> Iterator[SourceTensor]:
+def completed(checkpoint: Checkpoint, tokens: int) -> Iterator[SourceTensor]:
+    """The tensors of a folder as GGUF has them, for a vocabulary of ``tokens``."""
     config = checkpoint.config
     for one in source_tensors(checkpoint):
         if config.family == "gemma3" and one.name in ("token_embd.weight", "output.weight"):

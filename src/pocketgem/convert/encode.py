@@ -53,7 +53,7 @@ class Encoding:
         """
         if self.how == "copied":
             return raw, 0
-        tiles = [self._tile(part) for part in raw.split(max(1, TILE // self.tensor.width))]
+        tiles = [self._tile(part) for part in torch.split(raw, max(1, TILE // self.tensor.width))]
         return torch.cat([data for data, _ in tiles]), sum(exact for _, exact in tiles)
 
     def _tile(self, raw: Tensor) -> tuple[Tensor, int]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from pocketgem.checkpoint.save_gguf import READ_AS_FLOAT32
 from pocketgem.checkpoint.stream import SourceTensor
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.errors import UnsupportedError
@@ -87,13 +88,13 @@ _FINER = {StoredType.Q4_K: StoredType.Q5_0, StoredType.Q6_K: StoredType.Q8_0}
 def grouped(tensors: Iterable[SourceTensor]) -> dict[str, list[SourceTensor]]:
     """Group -> its tensors, those of the text model that are worth making coarser.
 
-    All else stays as it is: vectors, routers, AltUp's and LAuReL's small matrices, towers.
+    All else stays as it is: vectors, routers, AltUp's and LAuReL's small matrices, towers, what a file only carries.
     """
     tensors = list(tensors)
     names = {one.name for one in tensors}
     groups: dict[str, list[SourceTensor]] = {}
     for one in tensors:
-        group = _group(one.name, names) if len(one.shape) > 1 else None
+        group = _group(one.name, names) if len(one.shape) > 1 and one.stored else None
         if group is not None:
             groups.setdefault(group, []).append(one)
     return groups
@@ -127,13 +128,10 @@ def fitting(tensor: SourceTensor, wanted: StoredType | None) -> StoredType:
 
 
 def kept(tensor: SourceTensor) -> StoredType:
-    """How a tensor that is not made coarser is stored: as it is, but a folder's vectors and routers as float32.
-
-    llama.cpp reads them in no other type.
-    """
+    """How a tensor that is not made coarser is stored: as it is, but what llama.cpp reads as float32 only, as that."""
     from_folder = bool(tensor.stored) and tensor.stored[0].name != tensor.name
-    small = len(tensor.shape) < 2 or tensor.name.endswith(("ffn_gate_inp.weight", "altup_router.weight"))
-    return StoredType.F32 if small and from_folder else tensor.type
+    plain = len(tensor.shape) < 2 or any(part in tensor.name for part in READ_AS_FLOAT32)
+    return StoredType.F32 if plain and from_folder else tensor.type
 
 
 def format_of(text: str) -> Format:

@@ -6,21 +6,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 from pocketgem.checkpoint.card import PREFIX, QualityCard
 from pocketgem.checkpoint.draft import Draft, value_bytes
 from pocketgem.checkpoint.export import metadata_of
+from pocketgem.checkpoint.export_vocab import vocabulary_keys
 from pocketgem.checkpoint.header import raw_values
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.quantize import quantize
 from pocketgem.checkpoint.resolve import Location, resolve
+from pocketgem.checkpoint.save_gguf import completed
 from pocketgem.checkpoint.stream import SourceTensor, source_tensors
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.convert.choice import Option
 from pocketgem.convert.encode import Encoding, Rounding, encoded, encoding
-from pocketgem.convert.gate import Limits, Text, calibration, card_of, compared, hidden_states, limits_for
+from pocketgem.convert.gate import Limits, Text, Tick, calibration, card_of, compared, hidden_states, limits_for
 from pocketgem.convert.groups import Format, Types, by_rule, grouped
 from pocketgem.convert.quality import Quality
 from pocketgem.convert.sensitivity import Bench, chosen, expected_seconds, measured
@@ -28,6 +31,8 @@ from pocketgem.errors import CheckpointError, RunError
 from pocketgem.kernels.cores import default_threads
 from pocketgem.model.build import check_tensors
 from pocketgem.model.streamed import build_streamed
+from pocketgem.text.source import vocabulary_from
+from pocketgem.text.vocab import Vocabulary
 
 DROPPED = ("general.alignment", "split.", "quantize.imatrix.", PREFIX)  # keys about the file that was the source
 FILE_TYPES = {  # llama.cpp's number for a file whose matrices are mostly of a type
@@ -170,7 +175,7 @@ class _Job:
         text = calibration(checkpoint, wishes.calibration, wishes.tokens) if needs_text else None
         workers = wishes.threads or default_threads().count
         pool = ThreadPoolExecutor(workers, "quantize")
-        tensors = source_tensors(checkpoint)
+        tensors = _tensors_of(checkpoint)
         return cls(checkpoint, wishes, watch or (lambda *_: None), tensors, workers, pool, text)
 
     def check_target(self, target: Path) -> None:
@@ -207,10 +212,14 @@ class _Job:
         """The source, run once."""
         if self.bench is None:
             assert self.text is not None
-            self.watch("running the source", 0, 1)
-            self.bench = Bench.of(self.checkpoint, self.text, self.pool, self.workers, self.wishes.rounding)
-            self.watch("running the source", 1, 1)
+            tick = self._ticks("running the source")
+            self.bench = Bench.of(self.checkpoint, self.text, self.pool, self.workers, self.wishes.rounding, tick)
         return self.bench
+
+    def _ticks(self, label: str) -> Tick:
+        """To be called after each layer; the last step, the logits, is done when the next stage begins."""
+        total, done = self.checkpoint.config.num_layers + 1, count(1)
+        return lambda: self.watch(label, next(done), total)
 
     def _limits(self) -> Limits:
         return limits_for(self.wishes.form, self.wishes.max_kl)
@@ -237,7 +246,7 @@ class _Job:
         for one in plan.encodings:
             exact[one.tensor.name] = 0
             for data, blocks in encoded(one, self.pool, self.workers):
-                draft.write(memoryview(data.numpy()).cast("B"))
+                draft.write(data.reshape(-1).numpy().data)
                 exact[one.tensor.name] += blocks
                 done += data.numel()
                 self.watch("writing", done, total)
@@ -247,12 +256,9 @@ class _Job:
     def _judge(self, draft: Draft) -> tuple[QualityCard, list[str]]:
         """Measure the file, and write the result into it."""
         assert self.text is not None
-        bench, layers = self._bench(), self.checkpoint.config.num_layers
-        done = iter(range(1, layers + 2))
-        tick = lambda: self.watch("measuring the result", next(done), layers + 1)  # noqa: E731
+        bench, tick = self._bench(), self._ticks("measuring the result")
         model = build_streamed(open_checkpoint(Location("gguf", (draft.path,), None)))
         found = compared(bench.model, bench.hidden, model, hidden_states(model, self.text.ids, tick), self.text.ids)
-        tick()
         card, limits = self._card(found), self._limits()
         draft.fill_in(_encoded(card.to_metadata()))
         return card, limits.broken(found)
@@ -269,13 +275,27 @@ class _Job:
         return {**_kept_values(self.checkpoint), **_encoded(about), **_encoded(card)}
 
 
+def _tensors_of(checkpoint: Checkpoint) -> list[SourceTensor]:
+    if checkpoint.location.kind == "gguf":
+        return source_tensors(checkpoint)
+    return [*completed(checkpoint, len(_vocabulary(checkpoint).spellings))]
+
+
+def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+    return vocabulary_from(checkpoint.metadata, checkpoint.location.folder, checkpoint.where)
+
+
 def _kept_values(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.location.kind == "gguf":
         file = MappedFile(checkpoint.location.files[0])
         values = raw_values(file.buffer, file.size, str(file.path))
         return {key: value for key, value in values.items() if not key.startswith(DROPPED)}
-    config = checkpoint.config
-    return _encoded({"general.architecture": config.family, "general.name": _name(checkpoint), **metadata_of(config)})
+    about: dict[str, object] = {
+        "general.architecture": checkpoint.config.family,
+        "general.type": "model",
+        "general.name": _name(checkpoint),
+    }
+    return _encoded({**about, **metadata_of(checkpoint.config), **vocabulary_keys(checkpoint)})
 
 
 def _encoded(values: Mapping[str, object]) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.checkpoint.types import StoredType, tensor_bytes
 from pocketgem.convert.choice import Choice, Option, smallest, truest
 from pocketgem.convert.encode import Encoding, RoundedMatrix, Rounding, encoding
-from pocketgem.convert.gate import Text, compared, hidden_states
+from pocketgem.convert.gate import Text, Tick, compared, hidden_states
 from pocketgem.convert.groups import Types, fitting, grouped, kept
 from pocketgem.convert.quality import Quality
 from pocketgem.errors import InputError
@@ -44,11 +44,11 @@ class Bench:
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, text: Text, pool: ThreadPoolExecutor, workers: int, rounding: Rounding
+        cls, checkpoint: Checkpoint, text: Text, pool: ThreadPoolExecutor, workers: int, rounding: Rounding, tick: Tick
     ) -> Bench:
         """Run the source."""
         model, start = build_streamed(checkpoint), time.monotonic()
-        hidden = hidden_states(model, text.ids)
+        hidden = hidden_states(model, text.ids, tick)
         perplexity = compared(model, hidden, model, hidden, text.ids).perplexity
         return cls(checkpoint, text, pool, workers, rounding, model, hidden, perplexity, time.monotonic() - start)
 
@@ -132,11 +132,11 @@ def chosen(
     ``rest``: bytes of the file beside the groups. Raises InputError if no choice is as small as ``size``.
     """
     if size is not None:
-        choice = truest(groups, size - rest)
-        if choice is None:
+        small = truest(groups, size - rest)
+        if small is None:
             least = rest + sum(min(option.nbytes for option in options) for options in groups.values())
             raise InputError(f"--size {size}: the smallest that can be made has {least} bytes")
-        return choice
+        return small
     limit = max_kl
     for _ in range(TRIES):
         choice = smallest(groups, limit)

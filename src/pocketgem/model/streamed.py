@@ -1,7 +1,7 @@
 """A model that holds no matrices: each is read from its file a few rows at a time whenever it is used, as float32.
 
 One pass over a text of hundreds of tokens reads every weight once, so any model can be run this way in little memory,
-exactly as its file defines it. It is how a quantised file is compared with its source; to write text it is far too slow.
+exactly as its file defines it. It is how a quantised file is compared with its source; it is no way to write text.
 """
 
 from __future__ import annotations
