@@ -70,7 +70,7 @@ class Slot:
 class LayerStore:
     """K/V of one layer of one sequence."""
 
-    def __init__(self, layer: LayerConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layer: LayerConfig, dtype: torch.dtype, device: torch.device = CPU) -> None:
         self.window = layer.window
         self.row = (layer.num_kv_heads, layer.head_dim)
         self.dtype, self.device = dtype, device
