@@ -78,10 +78,13 @@ def forget(checkpoint: Checkpoint) -> None:
 
 
 def warm(checkpoint: Checkpoint) -> None:
-    """Bring the whole file into the page cache."""
-    with checkpoint.location.files[0].open("rb") as file:
-        while file.read(16 << 20):
-            pass
+    """Bring the pages of the tables into the page cache."""
+    for name in (names.TABLE, "embed_tokens.weight"):
+        tensor = checkpoint.tensors[name]
+        if isinstance(tensor, StoredTensor):
+            buffer = memoryview(bytearray(16 << 20))
+            for start in range(tensor.start, tensor.end, len(buffer)):
+                tensor.source.read_into(buffer[: tensor.end - start], start)
 
 
 def bytes_read() -> int:
@@ -115,8 +118,10 @@ def child(model: str, place: str, threads: int) -> Iterator[Any]:
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
-        yield ask
-        process.stdin.close()
+        try:
+            yield ask
+        finally:
+            process.stdin.close()
 
 
 def rows_of(args: argparse.Namespace) -> list[tuple[str, str, int, bool]]:
@@ -134,14 +139,14 @@ def compare(args: argparse.Namespace) -> list[dict[str, object]]:
     with ExitStack() as stack:
         asks = {place: stack.enter_context(child(args.model, place, args.threads)) for place in PLACES}
         for run in range(args.runs):
+            warm(checkpoint)  # the cold rows of a run come last
             for number, (name, kind, size, cold) in enumerate(rows):
                 for place in PLACES if (run + number) % 2 else reversed(PLACES):
-                    if not cold:
-                        warm(checkpoint)
                     time.sleep(0.2)
                     found = asks[place](kind=kind, size=size, seed=run * len(rows) + number, cold=cold)
                     seconds.setdefault((name, place), []).append(found["seconds"])
                     read.setdefault((name, place), []).append(found["disk_bytes_per_token"])
+                    print(f"run {run}, {name}, {place}: {found}", file=sys.stderr, flush=True)
     return [row_of(name, size if kind == "prefill" else 1, seconds, read) for name, kind, size, _ in rows]
 
 
