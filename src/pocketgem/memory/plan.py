@@ -209,7 +209,8 @@ def _phases(held: Holdings, setting: Setting, lines: tuple[Line, ...], base: Bas
             passing = within - largest_packed(held)
             yield Phase("packing, at the first start", program_private, program_mapped + within, passing)
         else:
-            yield Phase("packing", program_private + private, program_mapped + within - private)
+            source = max(0, within - private)  # a matrix of the file, beside what it becomes
+            yield Phase("packing", program_private + private, program_mapped + source, source)
     elif not setting.device:
         mapped += unpacking_bytes(held, setting.form)
     work = sum(_sums(lines, section)[0] for section in ("cache", "step"))
