@@ -242,6 +242,7 @@ def test_experts_get_what_the_rest_leaves() -> None:
     assert "The first start's peak may show" in answer(planned("gemma-4-26B-A4B", wish), wish)
 
 
+@pytest.mark.native
 def test_what_helps_is_said_with_what_it_saves() -> None:
     with pytest.raises(InputError, match=r"smallest budget that can be met.*weights as Q4_0 saves [\d.]+ GiB, enough"):
         plan_for(held_by("gemma-4-31B", StoredType.BF16), Wish(memory=30 * GIB, context=4096), Options(), BASE)

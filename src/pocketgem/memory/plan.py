@@ -142,9 +142,7 @@ def _cache_lines(config: ModelConfig, setting: Setting, placement: Placement) ->
         yield Line("cache", "growing", None, growing, place, "one layer's old buffers while it moves to larger ones")
     if placement.kept:
         past = placement.kept * sum(cost.held for cost in costs)
-        yield Line(
-            "cache", "last conversation", None, past, place, "kept, so that its next turn need not read it again"
-        )
+        yield Line("cache", LAST, None, past, place, "kept, so that its next turn need not read it again")
 
 
 def _growth(cost: KindCost, setting: Setting) -> str:
@@ -170,9 +168,9 @@ def _step_lines(config: ModelConfig, setting: Setting) -> Iterator[Line]:
         tiled=setting.device,
     )
     place: Literal["device", "ram"] = "device" if setting.device else "ram"
-    yield Line(
-        "step", "kernel buffers", None, step.buffers, place, f"rows as int8, products, tiles; {rows} rows a step"
-    )
+    if step.buffers:
+        why = f"rows as int8, products, tiles; {rows} rows a step"
+        yield Line("step", "kernel buffers", None, step.buffers, place, why)
     yield Line("step", "activations", None, step.activations, place, f"{rows} rows between layers")
     logits = f"{setting.sequences} x {config.vocab_size:,} scores as float32, with the sampler's copies"
     yield Line("step", "logits", None, step.logits, place, logits)
@@ -215,10 +213,7 @@ def _phases(held: Holdings, setting: Setting, lines: tuple[Line, ...], base: Bas
         mapped += unpacking_bytes(held, setting.form)
     work = sum(_sums(lines, section)[0] for section in ("cache", "step"))
     kept = sum(line.size for line in lines if line.name == LAST and line.place == "ram")
-    running, passed = (
-        program_private + private + work,
-        0 if setting.form.packed else mapped - _sums(lines, "weights")[1],
-    )
+    running, passed = program_private + private + work, mapped - _sums(lines, "weights")[1]
     yield Phase("the first answer", running - kept, program_mapped + mapped, passed)
     if kept:
         yield Phase("answers after it", running, program_mapped + mapped, passed)
