@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--experts", default="4GiB", help="the budget; empty: all in memory")
     parser.add_argument("--peer-python", help="an interpreter with llama-cpp-python; left out: pocketgem alone")
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run's tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=16)
     parser.add_argument("--warm", type=int, default=8)
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--log", help="a file for what the workers say on stderr")
     arguments = parser.parse_args()
     rates: dict[str, list[float]] = {}
-    for seed in range(arguments.runs):
+    for seed in range(arguments.seed, arguments.seed + arguments.runs):
         for subject in ("pocketgem", *(["llama.cpp"] if arguments.peer_python else [])):
             found = run(subject, arguments, seed)
             print(json.dumps(found), flush=True)

@@ -29,10 +29,10 @@ class Held:
     rc: int
     limit: int
     peak: int  # of the group, page cache included
-    anonymous: int  # at the end of the group's life as far as it is still charged
     at_limit: int
     killed: int
     most_resident: int  # VmHWM of the largest process
+    waited_for_pages: int  # times it stopped for a page that had to be read
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,14 @@ class Group:
         _, status, usage = os.wait4(child.pid, 0)
         rc = os.waitstatus_to_exitcode(status)
         met = self.number(self.files.met) if self.files is _V1 else self.number(self.files.met, "max")
-        anonymous = self.number("memory.stat", "total_rss" if self.files is _V1 else "anon")
         return Held(
             rc=rc,
             limit=self.limit,
             peak=self.number(self.files.peak),
-            anonymous=anonymous,
             at_limit=met,
             killed=self.number(self.files.events, self.files.killed),
             most_resident=usage.ru_maxrss * 1024,
+            waited_for_pages=usage.ru_majflt,
         )
 
 

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pocketgem.bench.peers.llama_cpp import BATCH, LlamaCpp
+from pocketgem.convert.quality import Floats, compare
 from pocketgem.errors import InputError, PocketgemError, RunError
 
 ROOT = Path(__file__).parents[1]
 ROWS = 4  # positions compared at a time: of 262,144 float64 each, they stay within what the allocator gives again
-Floats = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -172,31 +171,6 @@ def last_words(log: IO[bytes]) -> str:
 # ---- the comparison ------------------------------------------------------------------------------------------------
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """``[rows, vocabulary]`` -> the same in float64, so that no rounding of ours is measured."""
-    shifted: Floats = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
-
-
-def quality(expected: Iterable[Floats], found: Iterable[Floats], ids: Sequence[int]) -> dict[str, float]:
-    """What is reported of one subject. The last position has no next token, so it counts in all but the perplexity."""
-    divergences, same, losses = list[float](), list[bool](), list[float]()
-    for p_logits, q_logits in zip(expected, found, strict=True):
-        p, q = log_softmax(p_logits), log_softmax(q_logits)
-        targets = ids[len(same) + 1 : len(same) + 1 + len(q)]
-        losses += (-q[range(len(targets)), targets]).tolist()
-        divergences += (np.exp(p) * (p - q)).sum(-1).tolist()
-        same += (p_logits.argmax(-1) == q_logits.argmax(-1)).tolist()
-    return {
-        "kl_mean": float(np.mean(divergences)),
-        "kl_p99": float(np.quantile(divergences, 0.99)),
-        "kl_max": max(divergences),
-        "same_top1": float(np.mean(same)),
-        "perplexity": float(np.exp(np.mean(losses))),
-    }
-
-
 def blocks(logits: Floats) -> Iterator[Floats]:
     return (logits[first : first + ROWS] for first in range(0, len(logits), ROWS))
 
@@ -214,10 +188,10 @@ def measure(task: Task, subjects: Iterable[Subject]) -> Iterator[tuple[Subject, 
     """Each subject's quality and facts, as soon as they are known; the reference's own first."""
     with tempfile.TemporaryFile() as file:
         reference = keep(task, file)
-        yield REFERENCE, {**quality(blocks(reference), blocks(reference), task.ids)}
+        yield REFERENCE, {**asdict(compare(blocks(reference), blocks(reference), task.ids))}
         for subject in subjects:
             with at_work(subject, task) as (facts, found):
-                yield subject, {**quality(blocks(reference), found, task.ids), **facts}
+                yield subject, {**asdict(compare(blocks(reference), found, task.ids)), **facts}
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

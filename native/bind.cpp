@@ -8,4 +8,5 @@ NB_MODULE(_native, module) {
     pocketgem::bind_pack(module);
     pocketgem::bind_attention(module);
     pocketgem::bind_layer(module);
+    pocketgem::bind_reads(module);
 }

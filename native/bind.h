@@ -10,5 +10,6 @@ void bind_experts(nanobind::module_& module);
 void bind_pack(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
 void bind_layer(nanobind::module_& module);
+void bind_reads(nanobind::module_& module);
 
 }  // namespace pocketgem

@@ -11,6 +11,7 @@
 #include "blocks.h"
 #include "linear.h"
 #include "owned.h"
+#include "trial.h"
 
 namespace nb = nanobind;
 
@@ -108,6 +109,10 @@ void add_one(Kernels& k, Address x, long rows, const OwnedWeight& weight, Addres
 
 void bind_linear(nb::module_& module) {
     module.def("built_sets", &built_sets, "Names of the kernel sets in this build, best first.");
+    module.def(
+        "fault_of", [](const std::string& set) { return fault_of(set_named(set)); }, nb::arg("set"),
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Why a set cannot be used though the processor has what it needs; empty where it can. Tries it.");
     nb::class_<Pool>(module, "Pool").def(nb::init<int>(), nb::arg("threads"));
     nb::class_<Kernels>(module, "Kernels", "The kernels of one instruction set with their threads and scratch memory.")
         .def(

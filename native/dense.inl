@@ -67,8 +67,9 @@ void dense(int type, const void* weights, const float* x, long cols, long begin,
     dense_as<2>(weights, x, cols, begin, end, row, row_end, out, stride);
 }
 
-constexpr MatmulKernels kMatmul = {quantize, quantize_fine, direct,      kDirectRows, unpack,
-                                   correct,  tiled,         kTilePanels, dense};
+// `direct` unpacks again for each kDirectRows rows: a few times that costs less than a tile.
+constexpr MatmulKernels kMatmul = {
+    quantize, quantize_fine, direct, 4 * kDirectRows, unpack, correct, tiled, kTilePanels, 24, dense};
 
 }  // namespace
 }  // namespace pocketgem

@@ -1,7 +1,9 @@
 // Every kernel for one instruction set. Compiled once for each, with POCKETGEM_SIMD naming its vectors' header and
-// POCKETGEM_ISA and POCKETGEM_ISA_NAME the set as an identifier and as people write it.
+// POCKETGEM_ISA and POCKETGEM_ISA_NAME the set as an identifier and as people write it. A set that multiplies many rows
+// in a way of its own names it in POCKETGEM_MANY, and what it is written in in POCKETGEM_UNIT.
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include POCKETGEM_SIMD
 
@@ -13,12 +15,26 @@
 #include "dense.inl"
 #include "attention.inl"
 
+#ifdef POCKETGEM_UNIT
+#include POCKETGEM_UNIT
+#endif
+#ifdef POCKETGEM_MANY
+#include POCKETGEM_MANY
+#else
+namespace pocketgem {
+namespace {
+constexpr MatmulKernels kProducts = kMatmul;
+constexpr Trial kTrial = nullptr;
+}  // namespace
+}  // namespace pocketgem
+#endif
+
 namespace pocketgem {
 
 #define POCKETGEM_JOIN(a, b) a##b
 #define POCKETGEM_NAME(isa) POCKETGEM_JOIN(isa, _set)
 
 extern const KernelSet POCKETGEM_NAME(POCKETGEM_ISA);
-const KernelSet POCKETGEM_NAME(POCKETGEM_ISA) = {POCKETGEM_ISA_NAME, kMatmul, kAttention, kElement};
+const KernelSet POCKETGEM_NAME(POCKETGEM_ISA) = {POCKETGEM_ISA_NAME, kProducts, kAttention, kElement, kTrial};
 
 }  // namespace pocketgem

@@ -13,11 +13,16 @@
 
 namespace pocketgem {
 
+// Runs instructions whose presence says little of whether they work, with known numbers; true where they came out
+// right.
+using Trial = bool (*)();
+
 struct KernelSet {
     const char* name;
     MatmulKernels matmul;
     AttentionKernels attention;
     ElementKernels element;
+    Trial trial;  // for trial.h; null where the processor's word is enough
 };
 
 // All sets in this build, best first; ends with a null. Which of them this processor runs is for the caller to know.

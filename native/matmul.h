@@ -21,7 +21,7 @@ struct Activations {
 
 // A tile of unpacked weights: `panels` panels side by side, ready for many rows.
 struct Tile {
-    std::uint8_t* q = nullptr;  // [cols / 4, panels, 64]
+    std::uint8_t* q = nullptr;  // [cols / 4, panels, 64]; a set with a `tiled` of its own may order them anew
     float* scale = nullptr;     // [cols / group, panels, 16]
     float* minimum = nullptr;   // the same, where the format has minima
     long panels = 0;
@@ -45,7 +45,7 @@ struct MatmulKernels {
     void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x,
                    const Corrections& corrections, long panel, long panel_end, long row, long row_end, float* out,
                    long stride);
-    long direct_rows;  // what `direct` multiplies at once; up to a few times as many it is the faster way
+    long few_rows;  // up to so many rows `direct` is the faster way
 
     // Many rows: unpack `tile.panels` panels once, then multiply all rows with them.
     void (*unpack)(const Layout& layout, const std::uint8_t* bytes, long panel, const Tile& tile);
@@ -55,6 +55,7 @@ struct MatmulKernels {
     void (*tiled)(const Layout& layout, const Tile& tile, const Activations& x, const Corrections& corrections,
                   long row, long row_end, float* out, long stride, long columns);
     long tile_panels;
+    long tiled_rows;  // activations a tile passes over while they are in the first-level cache
 
     // Plain weights [rows, cols] of 0: float32, 1: bfloat16, 2: float16; outputs [begin, end) of rows [row, row_end).
     void (*dense)(int type, const void* weights, const float* x, long cols, long begin, long end, long row,

@@ -77,6 +77,41 @@ inline I dot(I sum, B weights, B x) {
     return dot_small(sum, weights, x);
 }
 
+// body(0) ... body(n - 1) with compile-time numbers, so that what they index stays in registers.
+template <int... i, typename Body>
+inline __attribute__((always_inline)) void each_of(std::integer_sequence<int, i...>, const Body& body) {
+    (body(Count<i>{}), ...);
+}
+template <int n, typename Body>
+inline __attribute__((always_inline)) void each(const Body& body) {
+    each_of(std::make_integer_sequence<int, n>{}, body);
+}
+
+// Products whose sums first grow in 16 bits: d[r] = start(r) + what `dots` registers give with row r of the
+// activations. Rows are `apart` bytes from each other; `weights(j)` gives register j.
+template <int bits, int dots, int R, typename Weights, typename Start>
+inline __attribute__((always_inline)) void dots_in_runs(I (&d)[R], const Weights& weights, const Start& start,
+                                                        const std::int8_t* a, long apart) {
+    constexpr int run = kRun<bits> < dots ? kRun<bits> : dots;
+    each<dots / run>([&](auto part) {
+        constexpr int first = decltype(part)::value * run;
+        Short sums[R];
+        each<run>([&](auto i) {
+            constexpr int j = first + decltype(i)::value;
+            const B w = weights(Count<j>{});
+            each<R>([&](auto row) {
+                constexpr int r = decltype(row)::value;
+                const Short products = multiply(w, repeat4(a + r * apart + 4 * j));
+                sums[r] = j == first ? products : sums[r] + products;
+            });
+        });
+        each<R>([&](auto row) {
+            constexpr int r = decltype(row)::value;
+            d[r] = widen_add(first == 0 ? start(r) : d[r], sums[r]);
+        });
+    });
+}
+
 // The zero point as the operands have it: bytes may have been shifted into unsigned range.
 inline int operand_zero(const Format& format) { return format.bits == 8 ? kByteZero : format.zero; }
 
@@ -99,24 +134,33 @@ inline void panel_rows(const Panel& panel, const Activations& x, const Correctio
         fetch_ahead<bits>(panel, block);
         B q[8];
         unpack_block<bits>(panel, block, q);
-        for (int g = 0; g < per_block; ++g) {
+        each<per_block>([&](auto part) {
+            constexpr int g = decltype(part)::value;
             const long at = block * per_block + g;
             const F scale = scale_of<super>(panel, at, unit);
             F least = zeros();
             if constexpr (minimum) least = minimum_of<super>(panel, at, minimum_unit);
-            for (int r = 0; r < R; ++r) {
-                const std::int8_t* a = x.q + (row + r) * x.cols + block * kBlock + g * group;
-                const long place = (row + r) * blocks * per_block + at;
-                const float factor = x.scale[(row + r) * blocks + block];
-                I d = set_i(corrections.start[place]), e = zeros_i();  // two sums wait half as long for each other
-                for (int j = 0; j < dots; j += 2) {
-                    d = dot<bits>(d, q[g * dots + j], repeat4(a + 4 * j));
-                    e = dot<bits>(e, q[g * dots + j + 1], repeat4(a + 4 * j + 4));
+            const std::int8_t* a = x.q + row * x.cols + block * kBlock + g * group;
+            const auto place = [&](int r) { return (row + r) * blocks * per_block + at; };
+            const auto start = [&](int r) { return set_i(corrections.start[place(r)]); };
+            I d[R];
+            if constexpr (kRun<bits> > 1) {
+                dots_in_runs<bits, dots>(d, [&](auto j) { return q[g * dots + j.value]; }, start, a, x.cols);
+            } else {
+                for (int r = 0; r < R; ++r) {
+                    I even = start(r), odd = zeros_i();  // two sums wait half as long for each other
+                    for (int j = 0; j < dots; j += 2) {
+                        even = dot<bits>(even, q[g * dots + j], repeat4(a + r * x.cols + 4 * j));
+                        odd = dot<bits>(odd, q[g * dots + j + 1], repeat4(a + r * x.cols + 4 * j + 4));
+                    }
+                    d[r] = even + odd;
                 }
-                sum[r] = fma(to_float(d + e) * scale, set(factor), sum[r]);
-                if constexpr (minimum) sum[r] = fma(least, set(corrections.weight[place]), sum[r]);
             }
-        }
+            for (int r = 0; r < R; ++r) {
+                sum[r] = fma(to_float(d[r]) * scale, set(x.scale[(row + r) * blocks + block]), sum[r]);
+                if constexpr (minimum) sum[r] = fma(least, set(corrections.weight[place(r)]), sum[r]);
+            }
+        });
     }
 }
 
@@ -201,15 +245,26 @@ inline void tile_rows(const Tile& tile, const Activations& x, const Corrections&
     const std::uint8_t* q = tile.q;
     const std::int8_t* a = x.q + row * x.cols;
     for (long g = 0; g < groups; ++g) {
+        const auto start = [&](int r) { return set_i(corrections.start[(row + r) * groups + g]); };
         I d[R][P];
-        for (int r = 0; r < R; ++r)
-            for (int p = 0; p < P; ++p) d[r][p] = set_i(corrections.start[(row + r) * groups + g]);
-        for (int j = 0; j < dots; ++j, q += P * 64, a += 4) {
-            B w[P];
-            for (int p = 0; p < P; ++p) w[p] = load_bytes(q + p * 64);
-            for (int r = 0; r < R; ++r) {
-                const B four = repeat4(a + r * x.cols);
-                for (int p = 0; p < P; ++p) d[r][p] = dot<bits>(d[r][p], w[p], four);
+        if constexpr (kRun<bits> > 1) {
+            for (int p = 0; p < P; ++p) {
+                I of_panel[R];
+                dots_in_runs<bits, dots>(
+                    of_panel, [&](auto j) { return load_bytes(q + (j.value * P + p) * 64); }, start, a, x.cols);
+                for (int r = 0; r < R; ++r) d[r][p] = of_panel[r];
+            }
+            q += P * dots * 64, a += 4 * dots;
+        } else {
+            for (int r = 0; r < R; ++r)
+                for (int p = 0; p < P; ++p) d[r][p] = start(r);
+            for (int j = 0; j < dots; ++j, q += P * 64, a += 4) {
+                B w[P];
+                for (int p = 0; p < P; ++p) w[p] = load_bytes(q + p * 64);
+                for (int r = 0; r < R; ++r) {
+                    const B four = repeat4(a + r * x.cols);
+                    for (int p = 0; p < P; ++p) d[r][p] = dot<bits>(d[r][p], w[p], four);
+                }
             }
         }
         for (int p = 0; p < P; ++p) {
@@ -243,9 +298,9 @@ void tiled_as(const Tile& tile, const Activations& x, const Corrections& correct
         for (; row_end - r >= R; r += R)
             tile_rows<bits, group, minimum, R>(tile, x, corrections, r, out + (r - row) * stride, stride, columns);
     };
-    rows(Count<kTileRows>{});
-    if constexpr (kTileRows > 4) rows(Count<4>{});
-    if constexpr (kTileRows > 2) rows(Count<2>{});
+    rows(Count<kTileRows<bits>>{});
+    if constexpr (kTileRows<bits> > 4) rows(Count<4>{});
+    if constexpr (kTileRows<bits> > 2) rows(Count<2>{});
     rows(Count<1>{});
 }
 
@@ -301,7 +356,8 @@ void unpack(const Layout& layout, const std::uint8_t* bytes, long panel, const T
 void tiled(const Layout& layout, const Tile& tile, const Activations& x, const Corrections& corrections, long row,
            long row_end, float* out, long stride, long columns) {
     specialise(layout.format, [&](auto bits, auto group, auto, auto minimum) {
-        constexpr int operand = decltype(bits)::value == 8 ? 8 : 4;  // 4 to 6 bits multiply alike
+        constexpr int stored = decltype(bits)::value;  // 4 to 6 bits multiply alike, but for the length of a run
+        constexpr int operand = stored == 8 ? 8 : kRun<stored> == kRun<4> ? 4 : stored;
         tiled_as<operand, decltype(group)::value, decltype(minimum)::value>(tile, x, corrections, row, row_end, out,
                                                                             stride, columns);
     });

@@ -6,7 +6,6 @@ namespace pocketgem {
 namespace {
 
 constexpr long kTileBytes = 256 << 10;  // unpacked weights a task works on: they stay in the second-level cache
-constexpr long kRowsAtOnce = 24;        // activations a tile passes over while they are in the first level
 constexpr long kTasksAThread = 8;       // small enough that no thread waits long for the last one
 constexpr long kLeastBytes = 32 << 10;  // and large enough that taking a task costs nothing
 
@@ -50,13 +49,14 @@ Ready prepare_fine(Kernels& k, const Rows& in) {
 
 namespace {
 
-bool few(const Kernels& k, long rows) { return rows <= 4 * k.set.matmul.direct_rows; }
+bool few(const Kernels& k, long rows) { return rows <= k.set.matmul.few_rows; }
 
 // ---- one task: some panels of one matrix, all rows ----------------------------------------------------------------
 
 void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride) {
     const Layout& layout = job.weight->layout;
-    const long width = k.set.matmul.tile_panels, groups = layout.cols / layout.format.group;
+    const long width = k.set.matmul.tile_panels, height = k.set.matmul.tiled_rows;
+    const long groups = layout.cols / layout.format.group;
     const long q_bytes = layout.cols * kPanel * width, scale_bytes = groups * kPanel * width * 4;
     const long tiles = (panel_end - panel + width - 1) / width;
     Lender::Loan scratch(k.scratch);
@@ -67,13 +67,12 @@ void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long pane
                     width};
     };
     for (long i = 0; i < tiles; ++i) k.set.matmul.unpack(layout, job.weight->bytes, panel + i * width, tile_at(i));
-    for (long row = 0; row < x.rows; row += kRowsAtOnce)
+    for (long row = 0; row < x.rows; row += height)
         for (long i = 0; i < tiles; ++i) {
             const long column = i * width * kPanel;
             const long end = columns_of(*job.weight, panel, panel_end);
-            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row,
-                               std::min(x.rows, row + kRowsAtOnce), out + row * stride + column, stride,
-                               std::min(width * kPanel, end - column));
+            k.set.matmul.tiled(layout, tile_at(i), x.quantised, job.corrections, row, std::min(x.rows, row + height),
+                               out + row * stride + column, stride, std::min(width * kPanel, end - column));
         }
 }
 

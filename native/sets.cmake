@@ -5,12 +5,18 @@
 # Adds all sets, and the list of them, to a target that has kernel_set.cpp. Further arguments are compiler options.
 function(pocketgem_kernel_sets target)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-    pocketgem_kernel_set(${target} avx512 avx512 ${ARGN}
-      -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
+    set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
       $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>) # GCC 12 warns of its own header
+    pocketgem_kernel_set(${target} amx avx512 ${ARGN} ${avx512} -mamx-tile -mamx-int8)
+    pocketgem_many_rows(amx tiles.inl simd/tiles_amx.h)
+    pocketgem_kernel_set(${target} avx512 avx512 ${ARGN} ${avx512})
     pocketgem_kernel_set(${target} avx2-vnni avx2 ${ARGN} -mavx2 -mfma -mf16c -mavxvnni)
-    pocketgem_kernel_set(${target} avx2 avx2 ${ARGN} -mavx2 -mfma -mf16c)
+    pocketgem_kernel_set(${target} avx2 avx2 ${ARGN} -mavx2 -mfma -mf16c
+      # GCC would put off the sums of 16 bits until all products are there, in memory: 21 for 36 products a cycle.
+      "$<$<CXX_COMPILER_ID:GNU>:-fno-tree-ter;-fno-tree-reassoc>")
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
+    pocketgem_kernel_set(${target} neon-i8mm neon ${ARGN} -march=armv8.2-a+dotprod+fp16+i8mm)
+    pocketgem_many_rows(neon_i8mm squares.inl)
     pocketgem_kernel_set(${target} neon neon ${ARGN} -march=armv8.2-a+dotprod+fp16)
     pocketgem_kernel_set(${target} neon-base neon ${ARGN} -march=armv8-a) # Raspberry Pi 3 and 4, older phones
   endif()
@@ -35,4 +41,12 @@ function(pocketgem_kernel_set target name simd)
     "$<$<CXX_COMPILER_ID:GNU>:-fno-ipa-modref;-fno-ipa-pure-const>" ${ARGN})
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${kernels}>)
   set(POCKETGEM_SETS "${POCKETGEM_SETS}POCKETGEM_SET(${identifier}) " PARENT_SCOPE)
+endfunction()
+
+# The set multiplies many rows in a way of its own, the file `many`; a third name is the file it is written in.
+function(pocketgem_many_rows identifier many)
+  target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_MANY="${many}")
+  if(ARGN)
+    target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_UNIT="${ARGN}")
+  endif()
 endfunction()

@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import hypothesis
 import pytest
+import torch
 
 from pocketgem import kernels
 
@@ -22,11 +23,14 @@ hypothesis.settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of compiled kernels are left out, with the reason, where the install has none."""
-    if kernels.native is None:
-        for item in items:
-            if item.get_closest_marker("native"):
-                item.add_marker(pytest.mark.skip(reason=kernels.status.reason))
+    """Tests of compiled kernels, and of a card, are left out, with the reason, where there is none."""
+    missing = {} if kernels.native is not None else {"native": kernels.status.reason}
+    if not torch.cuda.is_available():
+        missing["gpu"] = f"needs a CUDA card; torch {torch.__version__} finds none here"
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

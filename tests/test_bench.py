@@ -277,7 +277,7 @@ def test_an_interpreter_that_is_none_is_named() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_whether_packed_weights_are_kept_reaches_our_worker(tiny: Path, kept: bool) -> None:
     (mine,) = job.prepare(str(tiny), TINY, keep_packed=kept).subjects
-    assert mine.options == {"keep_packed": kept, "ple": "auto"}
+    assert mine.options == {"keep_packed": kept, "ple": "auto", "device": "cpu", "expert_memory": None}
 
 
 # ---- the whole -----------------------------------------------------------------------------------------------------

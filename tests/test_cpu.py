@@ -16,6 +16,7 @@ from pocketgem.kernels.system import MAX_CPUS, System, this_system
 
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 AVX2 = {"avx2", "fma", "f16c"}
+AMX = AVX512 | AVX2 | {"amx_tile", "amx_int8"}
 ALL = [*cpu.SETS]
 
 
@@ -85,12 +86,15 @@ def test_bfloat16_is_native_with_any_of_three(feature: str) -> None:
 @pytest.mark.parametrize(
     ("features", "name"),
     [
+        (AMX, "amx"),
+        (AMX - {"amx_int8"}, "avx512"),
+        (AMX - {"avx512_vnni"}, "avx2"),
         (AVX512 | AVX2, "avx512"),
         ((AVX512 | AVX2) - {"avx512_vnni"}, "avx2"),
         (AVX2 | {"avx_vnni"}, "avx2-vnni"),
         (AVX2, "avx2"),
         (AVX2 - {"f16c"}, "portable"),
-        ({"asimd", "asimddp", "i8mm"}, "neon"),
+        ({"asimd", "asimddp", "i8mm"}, "neon-i8mm"),
         ({"asimd", "asimddp"}, "neon"),
         ({"asimd", "i8mm"}, "neon-base"),
         ({"asimd"}, "neon-base"),
@@ -113,6 +117,73 @@ def test_what_was_not_built_is_not_chosen() -> None:
     assert reasons["neon"] == (False, "this processor lacks asimddp")
     assert reasons["portable"] == (True, "runs everywhere")
     assert cpu.choose(None, [], AVX2).name is None
+
+
+def test_a_set_that_fails_its_trial_is_not_chosen_and_says_why() -> None:
+    tried: list[str] = []
+
+    def fault_of(name: str) -> str:
+        tried.append(name)
+        return "a trial of its instructions ended by SIGILL" if name == "amx" else ""
+
+    chosen = cpu.choose(None, ALL, AMX, fault_of)
+    assert chosen.name == "avx512"
+    assert chosen.each[0] == cpu.SetStatus("amx", False, "a trial of its instructions ended by SIGILL")
+    assert cpu.choose("avx2", ALL, AMX, fault_of).name == "avx2"
+    with pytest.raises(InputError, match=r"'amx' is not possible here: a trial of its instructions ended by SIGILL; "):
+        cpu.choose("amx", ALL, AMX, fault_of)
+    assert cpu.choose("amx", ALL, AMX).name == "amx"  # where it passes
+
+
+def test_nothing_is_tried_that_lacks_a_feature_or_was_not_built() -> None:
+    def fault_of(name: str) -> str:
+        assert name in {"avx2", "portable"}, f"{name} was tried"
+        return ""
+
+    assert cpu.choose(None, ALL, AVX2, fault_of).name == "avx2"
+    assert cpu.choose(None, ["avx2", "portable"], AMX, fault_of).name == "avx2"
+
+
+@pytest.mark.native
+def test_a_set_is_tried_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    class Native:
+        @staticmethod
+        def built_sets() -> list[str]:
+            return ALL
+
+        @staticmethod
+        def fault_of(name: str) -> str:
+            tried.append(name)
+            return "no registers for it" if name == "amx" else ""
+
+    monkeypatch.setattr(kernels, "_import", lambda: (Native, ""))
+    monkeypatch.setattr(kernels, "features", lambda system=None: frozenset(AMX))
+    monkeypatch.delenv(cpu.VARIABLE, raising=False)
+    kernels._fault_of.cache_clear()
+    try:
+        assert kernels.choice() == kernels.choice()
+        assert kernels.report().kernels == "avx512"
+        assert kernels.report().sets[0].reason == "no registers for it"
+        assert sorted(tried) == ["amx", "avx2", "avx512", "portable"]
+        monkeypatch.setenv(cpu.VARIABLE, "amx")
+        with pytest.raises(InputError, match="no registers for it"):
+            kernels.choice()
+    finally:
+        kernels._fault_of.cache_clear()
+
+
+@pytest.mark.native
+def test_what_the_compiled_kernels_say_of_each_set() -> None:
+    """Tile registers that Linux does not know, or a set without a trial: an answer, never a dead process."""
+    for name in kernels.native.built_sets():
+        fault = kernels.native.fault_of(name)
+        assert fault == "" or (name == "amx" and fault), f"{name}: {fault}"
+        if name == "amx" and "amx_tile" not in cpu.features():
+            assert fault.startswith(("Linux does not grant its registers", "a trial of its instructions"))
+    with pytest.raises(ValueError, match="no such kernel set"):
+        kernels.native.fault_of("abacus")
 
 
 def test_a_wish_is_granted_or_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import shutil
@@ -18,8 +19,10 @@ from pocketgem import SamplingParams, kernels
 from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
+from pocketgem.checkpoint.synth import write_synthetic
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import StoredType
+from pocketgem.cli import main
 from pocketgem.engine.loop import Engine
 from pocketgem.engine.request import Request
 from pocketgem.engine.scheduler import Scheduler
@@ -34,6 +37,7 @@ from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
 from pocketgem.parts import model_of
 from tests.test_parity import PROMPT_TOKENS, prompt, run
+from tests.test_synth import small
 from tests.twins import BLOCKS, make_twin
 
 pytestmark = pytest.mark.native
@@ -339,3 +343,52 @@ def test_a_skewed_cache_finds_more_than_its_share() -> None:
     for _ in range(400):
         missed += use(residents, 0, dice.choice(128, 8, replace=False, p=weights / weights.sum()).tolist())
     assert 1 - missed / 3200 > 0.6
+
+
+# ---- how a person meets it -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file of the layout with a vocabulary."""
+    path = tmp_path_factory.mktemp("file") / "small.gguf"
+    write_synthetic(small("gemma-4-26B-A4B"), "gemma-4-26B-A4B", path)
+    return path
+
+
+def test_run_takes_a_budget_and_says_how_it_went(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(file), "w000001 hello", "--raw", "--max-tokens", "4", "--temperature", "0"]
+    assert main([*command, "--json"]) == 0
+    whole = json.loads(capfd.readouterr().out)
+    assert "experts" not in whole
+    assert main([*command, "--expert-memory", "400KiB", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["ids"] == whole["ids"]
+    assert found["experts"]["read"] > 0
+    assert 0 <= found["experts"]["hit_rate"] < 1
+    assert main([*command, "--expert-memory", "400KiB"]) == 0
+    assert "found in memory" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [("9KiB", "need at least"), ("some", "not a size"), ("0", "leaves nothing")]
+)
+def test_a_bad_budget_is_the_persons_to_mend(
+    file: Path, capfd: pytest.CaptureFixture[str], size: str, reason: str
+) -> None:
+    for verb in (["run", str(file), "hello"], ["bench", str(file), "--prefill", "", "--depth", "4", "--decode", "1"]):
+        code = main([*verb, "--expert-memory", size])
+        said = capfd.readouterr().err
+        assert reason in said
+        assert code == (1 if verb[0] == "bench" and size == "9KiB" else 2), said  # there the worker meets it
+
+
+def test_bench_reports_what_a_token_cost(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lengths = ["--prefill", "12", "--depth", "4", "--decode", "3", "--sequences", "2", "--runs", "1", "--threads", "1"]
+    assert main(["bench", str(file), *lengths, "--expert-memory", "400KiB"]) == 0
+    out = capfd.readouterr().out
+    report = json.loads(out.splitlines()[-1])
+    rows = {row["row"]: row["experts"] for row in report["rows"] if "experts" in row}
+    assert set(rows) == {"prefill 12", "decode @4", "2 sequences"}
+    assert all(0 <= cost["hit_rate"] <= 1 and cost["bytes_per_token"] > 0 for cost in rows.values())
+    assert "experts, decode @4:" in out

@@ -30,13 +30,14 @@ SETS = [status.name for status in kernels.choice().each if status.usable]
 class Matrix:
     """A random matrix of a stored type: as the kernels read it, and as float64."""
 
-    def __init__(self, compute: Compute, kind: StoredType, rows: int, cols: int) -> None:
+    def __init__(self, compute: Compute, kind: StoredType, rows: int, cols: int, blocks: Tensor | None = None) -> None:
+        """``blocks`` are its own stored bytes, instead of random ones."""
         if kind.block_size == 1:
             dense = torch.randn(rows, cols).to({"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16))
             self.weight: Weight = compute.plain(dense)
             self.values = dense.double()
             return
-        blocks = tame(kind, rows * cols)
+        blocks = tame(kind, rows * cols) if blocks is None else blocks
         data = torch.empty(kernels.native.packed_bytes(kind, rows, cols), dtype=torch.uint8)
         source = (blocks.data_ptr(), blocks.numel())
         kernels.native.pack(compute.pool, kind, *source, rows, cols, data.data_ptr(), data.numel())
@@ -88,6 +89,21 @@ def test_linear_equals_its_twin(compute: Compute, kind: StoredType, out: int) ->
         for rows in ROWS:
             x = torch.randn(rows, cols) * 10 ** torch.empty(rows, 1).uniform_(-3, 3)
             close(compute.linear(x, matrix.weight), seen(x, kind) @ matrix.values.T)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+def test_the_largest_sums_fit(compute: Compute, kind: StoredType, byte: int) -> None:
+    """Every number at its end and every activation too: where sums begin in 16 bits none may run over."""
+    blocks = tame(kind, 32 * 256)
+    kept = {place + i for place in halves_at(kind) for i in range(2)}
+    blocks[:, [place for place in range(blocks.shape[1]) if place not in kept]] = byte
+    matrix = Matrix(compute, kind, 32, 256, blocks)
+    x = torch.ones(45, 256) * torch.tensor([1.0, -1.0]).repeat(23)[:45, None]
+    for rows in (1, 4, 10, 45):
+        expected = seen(x[:rows], kind) @ matrix.values.T
+        torch.testing.assert_close(compute.linear(x[:rows], matrix.weight).double(), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.native

@@ -83,7 +83,7 @@ def sizes(made: Plan) -> dict[str, int]:
 @pytest.mark.parametrize(("tokens", "chunk"), [(300, 512), (1025, 200)])
 def test_keys_and_values_are_what_the_real_cache_holds(layout: str, tokens: int, chunk: int) -> None:
     config = from_hf(released_config(layout), layout)
-    cache = Cache(config, torch.bfloat16, tokens)
+    cache = Cache(config, torch.bfloat16, limit=tokens)
     for _, count in chunks_of(tokens, chunk):
         step = Step.packed([cache], [count])
         for index in cache.stores:

@@ -21,7 +21,7 @@ FLOORS: dict[str, int] = {
     "answers": 6, "parts": 6,
     "flight": 7,
     "llm": 8,
-    "info": 9, "bench": 9,
+    "info": 9, "bench": 9, "convert": 9,
     "cli": 10,
     "__init__": 11, "__main__": 11,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketgem import LLM, kernels
@@ -24,8 +24,11 @@ from pocketgem.engine.request import Request, SamplingParams
 from pocketgem.engine.scheduler import Scheduler
 from pocketgem.errors import CheckpointError, PromptError, WeightsError
 from pocketgem.kernels.compute import Compute
-from pocketgem.memory.disk_rows import FEWEST, LONGEST, DiskRows, neighbours
+from pocketgem.memory import row_file
+from pocketgem.memory.disk_rows import FEWEST, DiskRows
+from pocketgem.memory.gather import by_torch
 from pocketgem.memory.place import Place
+from pocketgem.memory.row_file import LONGEST, neighbours
 from pocketgem.memory.rows import RowSource, row_source
 from pocketgem.memory.shelf import Shelf
 from pocketgem.model.build import build_model
@@ -72,6 +75,21 @@ def bits(rows: torch.Tensor) -> torch.Tensor:
     return torch.where(rows.isnan(), torch.nan, rows).view(torch.int32)
 
 
+@pytest.fixture(params=["calls", pytest.param("compiled", marks=pytest.mark.native)])
+def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read call by call, or by the compiled reader where this system has it."""
+    if request.param == "calls":
+        monkeypatch.setattr(row_file, "compiled", lambda: None)
+    elif row_file.compiled() is None:
+        pytest.skip("the compiled reader is for Linux")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read call by call."""
+    monkeypatch.setattr(row_file, "compiled", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tables")
@@ -82,10 +100,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("gather", GATHERS)
 @pytest.mark.parametrize("type", TYPES)
+@pytest.mark.usefixtures("reads")
 def test_rows_are_the_same_bits_from_every_place(folder: Path, type: StoredType, gather: str) -> None:
     table = table_in(folder, type)
     whole, sources = table.dense(), [source_of(table, place, gather) for place in PLACES]
 
+    @settings(max_examples=40)
     @given(anything, st.sampled_from([1.0, 16.0, 0.3]), st.booleans())
     def check(ids: list[int], factor: float, ahead: bool) -> None:
         expected = bits(whole[ids] * factor)
@@ -97,6 +117,7 @@ def test_rows_are_the_same_bits_from_every_place(folder: Path, type: StoredType,
     check()
 
 
+@pytest.mark.usefixtures("calls")
 def test_without_positioned_reads_rows_come_from_the_mapping(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows."""
     monkeypatch.delattr(os, "preadv")
@@ -119,6 +140,7 @@ def test_rows_outside_the_table_are_refused_and_not_expected(folder: Path, place
 # --- what is read
 
 
+@pytest.mark.usefixtures("reads")
 def test_a_row_is_read_once_while_it_is_at_hand(folder: Path) -> None:
     source = DiskRows(table := table_in(folder), lambda data, which, factor: data[which], 0)
     size = table.nbytes // ROWS
@@ -131,6 +153,7 @@ def test_a_row_is_read_once_while_it_is_at_hand(folder: Path) -> None:
     assert source.traffic.read == 4 + FEWEST + 1
 
 
+@pytest.mark.usefixtures("calls")
 def test_neighbours_come_in_one_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = MappedFile.read_into_each
@@ -151,6 +174,7 @@ def test_neighbours_are_all_ids_in_order(ids: set[int]) -> None:
     assert all(run == list(range(run[0], run[0] + len(run))) and len(run) <= LONGEST for run in runs)
 
 
+@pytest.mark.usefixtures("calls")
 def test_what_is_at_hand_or_on_its_way_is_not_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(MappedFile, "read_soon", lambda file, start, size: asked.append((start, size)))
@@ -209,6 +233,7 @@ def test_the_shelf_keeps_the_rows_used_last(capacity: int, calls: list[list[int]
 # --- what can go wrong
 
 
+@pytest.mark.usefixtures("reads")
 def test_a_file_cut_short_is_an_error_at_the_use(tmp_path: Path) -> None:
     table = table_in(tmp_path)
     source = source_of(table)
@@ -221,6 +246,7 @@ def test_a_file_cut_short_is_an_error_at_the_use(tmp_path: Path) -> None:
             source.rows(torch.tensor(ids))
 
 
+@pytest.mark.usefixtures("reads")
 def test_a_file_cut_during_a_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_in(tmp_path)
     source = source_of(table)
@@ -242,6 +268,7 @@ def test_a_file_written_to_is_an_error(tmp_path: Path) -> None:
         source.rows(torch.tensor([1]))
 
 
+@pytest.mark.usefixtures("calls")
 def test_a_read_that_failed_leaves_no_wrong_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, ids = table_in(folder), torch.tensor([1, 7, 30])
     source = source_of(table)
@@ -252,6 +279,21 @@ def test_a_read_that_failed_leaves_no_wrong_row(folder: Path, monkeypatch: pytes
     assert torch.equal(bits(source.rows(ids)), bits(table.dense()[ids]))
 
 
+@pytest.mark.native
+def test_a_compiled_read_that_failed_leaves_no_wrong_row(folder: Path) -> None:
+    table, ids = table_in(folder), torch.tensor([1, 7, 30])
+    source = DiskRows(table, by_torch(table), 0)
+    if not isinstance(source._file, row_file.CompiledRowFile):
+        pytest.skip("the compiled reader is for Linux")
+    good, source._file._where = source._file._where, (-1, *source._file._where[1:])
+    source.expect([2, 3])
+    with pytest.raises(CheckpointError, match=r"Q4_0\.bin: cannot be read \(Bad file descriptor\)"):
+        source.rows(ids)
+    source._file._where = good
+    assert torch.equal(bits(source.rows(ids)), bits(table.dense()[ids]))
+
+
+@pytest.mark.usefixtures("calls")
 def test_reading_ahead_never_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: (_ for _ in ()).throw(OSError(29, "no")), raising=False)
     table = table_in(folder)

@@ -10,7 +10,12 @@ namespace pocketgem::simd {
 namespace {
 
 template <int n> struct Count { static constexpr int value = n; };
-constexpr int kDirectRows = 4, kTileRows = 3, kTilePanels = 1;  // what the registers hold
+constexpr int kDirectRows = 4, kTilePanels = 1;  // what the registers hold
+#ifdef __AVXVNNI__
+template <int bits> constexpr int kTileRows = 3;
+#else
+template <int bits> constexpr int kTileRows = bits == 4 ? 6 : bits == 8 ? 3 : 4;  // sums of 16 bits take fewer
+#endif
 
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
@@ -198,6 +203,7 @@ inline I dot_small(I s, B w, B x) {
     return {_mm256_dpbusd_avx_epi32(s.a, w.a, x.a), _mm256_dpbusd_avx_epi32(s.b, w.b, x.b)};
 }
 inline I dot_byte(I s, B w, B x) { return dot_small(s, w, x); }
+#include "whole_sums.inl"
 #else
 // Two products of a pair fit int16 only while weights stay below 128 (63 * 127 * 2 = 16,002), so whole bytes go through
 // their magnitude with the sign moved to the activation: 128 * 127 * 2 = 32,512.
@@ -210,6 +216,18 @@ inline I dot_small(I s, B w, B x) { return {add_dots(s.a, w.a, x.a), add_dots(s.
 inline I dot_byte(I s, B w, B x) {
     return {add_dots(s.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(x.a, w.a)),
             add_dots(s.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(x.b, w.b))};
+}
+// Smaller weights leave room to add products of 2^(8 - bits) / 2 registers before they are widened: of 4 bits eight,
+// 8 * 15 * 127 * 2 = 30,480.
+struct Short { __m256i a, b; };
+inline Short no_sum() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+template <int bits> constexpr int kRun = bits == 8 ? 1 : 1 << (7 - bits);
+inline Short multiply(B w, B x) { return {_mm256_maddubs_epi16(w.a, x.a), _mm256_maddubs_epi16(w.b, x.b)}; }
+inline Short operator+(Short x, Short y) { return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}; }
+inline I widen_add(I sum, Short x) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(x.a, ones)),
+            _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.b, ones))};
 }
 #endif
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -11,7 +11,8 @@ namespace pocketgem::simd {
 namespace {
 
 template <int n> struct Count { static constexpr int value = n; };
-constexpr int kDirectRows = 10, kTileRows = 6, kTilePanels = 2;  // what the registers hold
+constexpr int kDirectRows = 10, kTilePanels = 2;  // what the registers hold
+template <int bits> constexpr int kTileRows = 6;
 
 struct F { __m512 v; };
 struct I { __m512i v; };
@@ -127,6 +128,7 @@ template <int at, int width> inline B with_high(B low, B high) {
     const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << width) - 1) << 4));
     return {_mm512_ternarylogic_epi32(low.v, moved, mask, 0xf8)};  // low | (moved & mask)
 }
+#include "whole_sums.inl"
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace

@@ -12,7 +12,8 @@ namespace pocketgem::simd {
 namespace {
 
 template <int n> struct Count { static constexpr int value = n; };
-constexpr int kDirectRows = 4, kTileRows = 3, kTilePanels = 1;  // what the registers hold
+constexpr int kDirectRows = 4, kTilePanels = 1;  // what the registers hold
+template <int bits> constexpr int kTileRows = 3;
 
 struct F { float32x4_t v[4]; };
 struct I { int32x4_t v[4]; };
@@ -180,6 +181,7 @@ inline int32x4_t add_dots(int32x4_t s, uint8x16_t weights, uint8x16_t x) {
 }
 inline I dot_byte(I s, B w, B x) { return quarters<I>([&](int i) { return add_dots(s.v[i], w.v[i], x.v[i]); }); }
 inline I dot_small(I s, B w, B x) { return dot_byte(s, w, x); }  // 0..127 are signed bytes too
+#include "whole_sums.inl"
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace

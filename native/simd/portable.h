@@ -10,7 +10,8 @@ namespace pocketgem::simd {
 namespace {
 
 template <int n> struct Count { static constexpr int value = n; };
-constexpr int kDirectRows = 4, kTileRows = 2, kTilePanels = 1;  // what the registers hold
+constexpr int kDirectRows = 4, kTilePanels = 1;  // what the registers hold
+template <int bits> constexpr int kTileRows = 2;
 
 struct F { float v[16]; };
 struct I { std::int32_t v[16]; };
@@ -158,6 +159,7 @@ template <int at, int width> inline B with_high(B low, B high) {
     for (int i = 0; i < 64; ++i) low.v[i] |= static_cast<std::uint8_t>((high.v[i] >> at & ((1 << width) - 1)) << 4);
     return low;
 }
+#include "whole_sums.inl"
 inline void prefetch(const void*) {}
 
 }  // namespace

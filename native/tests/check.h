@@ -91,6 +91,7 @@ struct Results {
 };
 
 void check_pool(Report& report, bool quick);
+void check_trial(Report& report);
 void check_quantize(const KernelSet& set, Report& report);
 void check_matmul(const KernelSet& set, Report& report, bool quick);
 void check_dense(const KernelSet& set, Report& report);

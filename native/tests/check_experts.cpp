@@ -74,6 +74,31 @@ void check_layer(const KernelSet& set, const char* type, long rows, Report& repo
         "run_experts", report);
 }
 
+// Experts that are in memory one after another, `batch` at a time, give the bits of all at once.
+void check_batches(const KernelSet& set, const char* type, long rows, long batch, Report& report) {
+    Random random(static_cast<std::uint64_t>(70 + rows));
+    const Layer layer(random, type, 8, 3, rows);
+    const std::vector<float> x = random.floats(rows * kHidden, 3);
+    const Choices choices{layer.chosen.data(), layer.shares.data(), layer.top};
+    Kernels kernels(set, 3);
+    Results all(rows, kHidden), some(rows, kHidden), products(rows * layer.top, kHidden);
+    run_experts(kernels, x.data(), rows, layer.experts.data(), layer.count(), choices, all.at(0, 0));
+    for (long first = 0; first < layer.count(); first += batch) {
+        std::vector<Expert> present(layer.experts.size(), Expert{nullptr, nullptr, nullptr});
+        for (long e = first; e < std::min(layer.count(), first + batch); ++e)
+            present[static_cast<std::size_t>(e)] = layer.experts[static_cast<std::size_t>(e)];
+        run_present(kernels, x.data(), rows, present.data(), layer.count(), choices, products.at(0, 0));
+        for (long pair = 0; pair < rows * layer.top; ++pair)
+            report.expect(
+                products.untouched(pair, 0) == (layer.chosen[static_cast<std::size_t>(pair)] >= first + batch),
+                "run_present, experts from %ld: pair %ld", first, pair);
+    }
+    mix_products(kernels, products.at(0, 0), rows, kHidden, choices, some.at(0, 0));
+    for (long i = 0; i < rows * kHidden; ++i)
+        report.expect(same(some.values[static_cast<std::size_t>(i)], all.values[static_cast<std::size_t>(i)]),
+                      "batches of %ld: number %ld differs", batch, i);
+}
+
 }  // namespace
 
 void check_experts(const KernelSet& set, Report& report, bool quick) {
@@ -82,6 +107,7 @@ void check_experts(const KernelSet& set, Report& report, bool quick) {
             report.in(std::string(set.name) + " experts, " + (type ? type : "plain") + ", " + std::to_string(rows) +
                       " rows");
             check_layer(set, type, rows, report);
+            for (const long batch : {1l, 3l}) check_batches(set, type, rows, batch, report);
         }
 }
 

@@ -1,9 +1,10 @@
 // Checks every kernel against a slow reference, without Python:
-//   check_kernels [--sets a,b] [--only pool|quantize|matmul|dense|linear|experts|elements|attention] [--quick]
+//   check_kernels [--sets a,b] [--only pool|trial|quantize|matmul|dense|linear|experts|elements|attention] [--quick]
 // Without --sets: all of this build that this processor runs. Exits with 1 where a check failed, 2 for a wrong option.
 #include <cstdlib>
 #include <string_view>
 
+#include "../trial.h"
 #include "check.h"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -19,17 +20,22 @@ struct Options {
     bool quick = false;
 };
 
-bool runs_here([[maybe_unused]] std::string_view set) {
+bool processor_has([[maybe_unused]] std::string_view set) {
 #if defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (set == "avx512") return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
+    const bool avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
+    if (set == "amx" || set == "avx512") return avx512;  // and amx's trial says the rest
     if (set == "avx2-vnni") return avx2 && __builtin_cpu_supports("avxvnni");
     if (set == "avx2") return avx2;
 #elif defined(__aarch64__) && defined(__linux__)
-    if (set == "neon") return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    const bool dots = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    if (set == "neon-i8mm") return dots && (getauxval(AT_HWCAP2) & HWCAP2_I8MM);
+    if (set == "neon") return dots;
 #endif
     return true;
 }
+
+bool runs_here(const KernelSet& set) { return processor_has(set.name) && fault_of(set).empty(); }
 
 bool listed(std::string_view list, std::string_view name) {
     while (!list.empty()) {
@@ -74,15 +80,23 @@ void check_set(const KernelSet& set, const Options& options, Report& report) {
     std::printf("%s: %ld checks, %ld failed\n", set.name, report.checked() - checked, report.failures() - failed);
 }
 
+// What belongs to no set.
+template <typename Check>
+void check_part(const char* part, const Options& options, Report& report, const Check& check) {
+    if (!options.only.empty() && options.only != part) return;
+    const long failed = report.failures(), checked = report.checked();
+    check();
+    std::printf("%s: %ld checks, %ld failed\n", part, report.checked() - checked, report.failures() - failed);
+}
+
 int check_all(const Options& options) {
     if (!all_known(options.sets)) return 2;
     Report report;
-    if (options.only.empty() || options.only == "pool") {
-        check_pool(report, options.quick);
-        std::printf("pool: %ld checks, %ld failed\n", report.checked(), report.failures());
-    }
-    for (const KernelSet* const* set = kernel_sets(); *set && options.only != "pool"; ++set) {
-        const bool wanted = options.sets.empty() ? runs_here((*set)->name) : listed(options.sets, (*set)->name);
+    check_part("pool", options, report, [&] { check_pool(report, options.quick); });
+    check_part("trial", options, report, [&] { check_trial(report); });
+    const bool of_sets = options.only != "pool" && options.only != "trial";
+    for (const KernelSet* const* set = kernel_sets(); *set && of_sets; ++set) {
+        const bool wanted = options.sets.empty() ? runs_here(**set) : listed(options.sets, (*set)->name);
         if (wanted) check_set(**set, options, report);
         else std::printf("%s: left out\n", (*set)->name);
     }

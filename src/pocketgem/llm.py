@@ -40,7 +40,7 @@ from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
-from pocketgem.parts import defaults_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids, template_of, tokenizer_of
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
 from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
@@ -86,6 +86,7 @@ class LLM:
         context: int | None = None,
         threads: int | None = None,
         ple: str = Place.AUTO,
+        device: str = "cpu",
         offline: bool = False,
         keep_packed: bool = True,
         expert_memory: int | None = None,
@@ -105,6 +106,7 @@ class LLM:
             ple: where rows of the per-layer-embedding table come from: "disk" reads each token's row from the file when
                 it is needed, "ram" holds the table's stored bytes in memory, "device" puts them beside the weights;
                 "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
+            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 unless dtype says else.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
@@ -121,12 +123,13 @@ class LLM:
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
-        place = checked_place(ple, checkpoint.config)
+        place, where = checked_place(ple, checkpoint.config), checked_device(device)
         count = None if threads is None else checked_threads(threads)
         plan = None
         if memory is not None:
             wish = Wish(_bytes(memory), None, context, place, expert_memory)
-            plan = plan_here(checkpoint, wish, _options(sequences, count, dtype, keep_packed=keep_packed))
+            options = _options(sequences, count, dtype, where, keep_packed=keep_packed)
+            plan = plan_here(checkpoint, wish, options)
             context, expert_memory = plan.setting.context, plan.placement.expert_bytes
         tokenizer = tokenizer_of(checkpoint)
         checkpoint = checkpoint.lean()
@@ -136,9 +139,10 @@ class LLM:
             dtype,
             count,
             ple=place,
+            device=where,
             keep_packed=keep_packed,
-            progress=progress,
             expert_memory=expert_memory,
+            progress=progress,
         )
         return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan)
 
@@ -323,7 +327,7 @@ class LLM:
         found: list[float] = []
         for start in range(0, len(targets), HEAD_ROWS):
             rows = log_probabilities(self.model.logits(hidden[start : start + HEAD_ROWS]))  # [rows, vocab]
-            wanted = torch.tensor(targets[start : start + HEAD_ROWS])[:, None]
+            wanted = torch.tensor(targets[start : start + HEAD_ROWS], device=rows.device)[:, None]
             found += rows.gather(1, wanted)[:, 0].tolist()
         return found
 
@@ -368,10 +372,13 @@ def _bytes(memory: int | str) -> int:
     return size
 
 
-def _options(sequences: int, threads: int | None, dtype: torch.dtype | None, *, keep_packed: bool) -> Options:
+def _options(
+    sequences: int, threads: int | None, dtype: torch.dtype | None, device: torch.device, *, keep_packed: bool
+) -> Options:
     if type(sequences) is not int or sequences < 1:
         raise PromptError(f"sequences is {str(sequences)[:40]!r}, expected at least 1")
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name is not None and name not in DTYPES:
         raise PromptError(f"dtype is {dtype}, and with a memory budget it can be {', '.join(DTYPES)} or None")
-    return Options(sequences=sequences, threads=threads, dtype=name, keep_packed=keep_packed)
+    on_card = device.type != "cpu"
+    return Options(sequences=sequences, threads=threads, device=on_card, dtype=name, keep_packed=keep_packed)

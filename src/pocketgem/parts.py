@@ -11,7 +11,7 @@ from pocketgem.checkpoint import names
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
-from pocketgem.errors import InputError, WeightsError
+from pocketgem.errors import InputError, PromptError, WeightsError
 from pocketgem.kernels import cpu
 from pocketgem.kernels.compute import Compute
 from pocketgem.kernels.cores import default_threads
@@ -19,6 +19,7 @@ from pocketgem.memory.packed_place import WORTH_KEEPING, default_cache
 from pocketgem.memory.place import Place, settled
 from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed, can_pack
+from pocketgem.model.cache import CPU
 from pocketgem.model.gemma import Gemma
 from pocketgem.text.source import vocabulary_from
 from pocketgem.text.template import ChatTemplate
@@ -44,19 +45,30 @@ def _torchs_features() -> frozenset[str]:
     return frozenset(name for name, has in found.items() if has)
 
 
+def checked_device(wish: str) -> torch.device:
+    """The device called "cpu", "cuda" or "mps". Raises PromptError for another, or where there is none."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wish not in present:
+        raise PromptError(f"device is {str(wish)[:40]!r}, expected one of {', '.join(present)}")
+    if not present[wish]:
+        raise PromptError(f"device is {wish}, but this torch ({torch.__version__}) finds no such device here; use cpu")
+    return torch.device(wish)
+
+
 def model_of(
     checkpoint: Checkpoint,
     dtype: torch.dtype | None,
     threads: int | None,
     *,
     ple: Place = Place.AUTO,
+    device: torch.device = CPU,
     keep_packed: bool = True,
     progress: Progress | None = None,
     expert_memory: int | None = None,
 ) -> tuple[Gemma, tuple[MappedFile, ...]]:
     """The model of a checkpoint and the files it goes on reading; see ``LLM.load`` for the options."""
     compiled = kernels.choice().name
-    packs = dtype is None and compiled is not None and can_pack(checkpoint)
+    packs = dtype is None and device == CPU and compiled is not None and can_pack(checkpoint)
     if expert_memory is not None:
         _check_budget(checkpoint, packs, keep_packed)
     if packs and compiled is not None:
@@ -66,7 +78,8 @@ def model_of(
         return build_packed(checkpoint, compute, cache, progress, ple=ple, expert_memory=expert_memory)
     if threads is not None:
         torch.set_num_threads(threads)
-    model = build_model(checkpoint, dtype or fast_dtype(), progress, ple=ple)
+    usual = fast_dtype() if device == CPU else torch.bfloat16
+    model = build_model(checkpoint, dtype or usual, progress, ple=ple, device=device)
     return model, checkpoint.mapped(model.dtype, table=settled(ple) is Place.DISK)
 
 
@@ -74,7 +87,7 @@ def _check_budget(checkpoint: Checkpoint, packs: bool, keep_packed: bool) -> Non
     """Experts under a budget are read from the file of packed weights: raise InputError where there will be none."""
     if not packs:
         raise InputError(
-            f"{checkpoint.where}: a budget for experts needs quantised weights, compiled kernels and no dtype"
+            f"{checkpoint.where}: a budget for experts needs quantised weights, compiled kernels, no card and no dtype"
         )
     if not keep_packed:
         raise InputError(

@@ -44,11 +44,12 @@ def prepare(
     peer_models: Mapping[str, str] | None = None,
     one_at_a_time: bool = False,
     ple: Place = Place.AUTO,
+    device: str = "cpu",
     offline: bool = False,
     keep_packed: bool = True,
     expert_memory: int | None = None,
 ) -> Job:
-    """Look at everything before anything is loaded. ``ple``, ``keep_packed``, ``expert_memory``: see ``LLM.load``.
+    """Look at everything before anything is loaded. For ``ple`` to ``expert_memory`` see ``LLM.load``.
 
     Raises CheckpointError for a bad model and for one that a peer cannot read, InputError for a peer that is not
     installed and for lengths beyond the model's context.
@@ -57,7 +58,7 @@ def prepare(
     checkpoint = open_checkpoint(resolve(model, offline=offline))
     plan.check(checkpoint.config)
     checked_place(ple, checkpoint.config)
-    mine = ours(keep_packed=keep_packed, ple=ple, expert_memory=expert_memory)
+    mine = ours(keep_packed=keep_packed, ple=ple, device=device, expert_memory=expert_memory)
     subjects = (mine, *(with_weights(peer, checkpoint) for peer in others))
     job = Job(checkpoint, subjects, plan, one_at_a_time)
     return job if one_at_a_time or _fit(job) else Job(checkpoint, subjects, plan, True)

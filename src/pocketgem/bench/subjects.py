@@ -68,9 +68,10 @@ PEERS = {
 }
 
 
-def ours(*, keep_packed: bool = True, ple: str = "auto", expert_memory: int | None = None) -> Subject:
-    budget = {} if expert_memory is None else {"expert_memory": expert_memory}
-    options = {"keep_packed": keep_packed, "ple": ple, **budget}
+def ours(
+    *, keep_packed: bool = True, ple: str = "auto", device: str = "cpu", expert_memory: int | None = None
+) -> Subject:
+    options = {"keep_packed": keep_packed, "ple": ple, "device": device, "expert_memory": expert_memory}
     return Subject(OURS, "pocketgem.bench.worker", reads_file=True, options=options)
 
 

@@ -91,9 +91,8 @@ class Ours:
 
 def load(options: dict[str, Any]) -> Ours:
     """Nothing is fetched: the parent has found the files."""
-    names = ("context", "threads", "keep_packed", "ple", "expert_memory")
-    given = {name: options[name] for name in names if name in options}
-    return Ours(LLM.load(options["model"], offline=True, **given))
+    names = ("context", "threads", "keep_packed", "ple", "device", "expert_memory")
+    return Ours(LLM.load(options["model"], offline=True, **{name: options[name] for name in names}))
 
 
 if __name__ == "__main__":

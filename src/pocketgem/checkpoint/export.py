@@ -130,6 +130,18 @@ def _tensors(checkpoint: Checkpoint, type: StoredType) -> Iterator[tuple[str, Te
     yield from rope_divisors(checkpoint.config)
 
 
+def unused_keys(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """K/V of layers that share another's: released Gemma 3n files carry them unused, and llama.cpp asks for them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in config.layers if config.family == "gemma3n" else ():
+        if not layer.writes_kv:
+            keys = (layer.num_kv_heads * layer.head_dim, config.hidden_size)
+            prefix = f"layers.{layer.index}.self_attn"
+            shapes |= {f"{prefix}.k_proj.weight": keys, f"{prefix}.v_proj.weight": keys}
+            shapes[f"{prefix}.k_norm.weight"] = (layer.head_dim,)
+    return shapes
+
+
 def _fitting(type: StoredType, tensor: Tensor) -> StoredType:
     return type if tensor.ndim > 1 and tensor.shape[-1] % type.block_size == 0 else StoredType.F32
 

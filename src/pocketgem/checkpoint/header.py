@@ -74,6 +74,23 @@ def parse_header(buffer: Buffer, size: int, where: str = "GGUF header") -> Heade
     return Header(version, alignment, metadata, tensors)
 
 
+def raw_values(buffer: Buffer, size: int, where: str = "GGUF header") -> dict[str, bytes]:
+    """Every key's value as it lies in the file, its type before it, for a writer that passes them on unchanged.
+
+    Raises FormatError or UnsupportedError as ``parse_header``, of which this does the first part.
+    """
+    cursor = _Cursor(buffer, min(len(buffer), size), where)
+    _version(cursor)
+    cursor.count("tensors", MAX_COUNT, least=25)
+    values = {}
+    for _ in range(cursor.count("keys", MAX_COUNT, least=14)):
+        key = cursor.text("a key", MAX_KEY)
+        start = cursor.position
+        _value(cursor, cursor.u32(key), key)
+        values[key] = bytes(cursor.buffer[start : cursor.position])
+    return values
+
+
 class _Cursor:
     """A position that never passes the end of what it was given."""
 

@@ -10,16 +10,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pocketgem.checkpoint import names
-from pocketgem.checkpoint.export import metadata_of, rope_divisors
+from pocketgem.checkpoint.draft import Draft, value_bytes
+from pocketgem.checkpoint.export import metadata_of, rope_divisors, unused_keys
 from pocketgem.checkpoint.formats import stored_as
-from pocketgem.checkpoint.types import Progress, StoredType, tensor_bytes
-from pocketgem.checkpoint.write import write_gguf
+from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.config import ModelConfig, decoder_shapes, from_hf, released_config
 from pocketgem.errors import UnsupportedError
 
@@ -30,7 +31,7 @@ SIXBIT_SCALE = 32  # of every sub-block of a Q6_K block
 FORMATS = (StoredType.Q4_0, StoredType.Q8_0)
 # What a layer adds to a token. Random attention gives all tokens of a text the same; soon that would be all there is,
 # and they would choose the same experts. Kept small, a token stays itself, as it does in a trained model.
-BRANCH, BRANCH_NORMS = 0.05, (".post_attention_norm.weight", ".post_ffw_norm.weight")
+BRANCH, BRANCH_NORMS = 0.005, (".post_attention_norm.weight", ".post_ffw_norm.weight")
 ROUTER = ".ffn_gate_inp.weight"
 SKEW = 0.5  # of 128 experts the most used third then takes about 80 % of all choices of 8
 
@@ -79,8 +80,24 @@ def write_synthetic(
     if routing is not Routing.EVEN and config.experts is None:
         raise UnsupportedError(f"{name} has no experts to route to")
     kind = "random weights" if routing is Routing.EVEN else f"random weights, {routing} routing"
-    metadata = {"general.name": f"synthetic {name} ({kind})", **metadata_of(config), **_vocabulary(config)}
-    write_gguf(path, config.family, metadata, _tensors(config, type, Dice(seed), routing, progress))
+    metadata = {
+        "general.architecture": config.family,
+        "general.name": f"synthetic {name} ({kind})",
+        **metadata_of(config),
+        **_vocabulary(config),
+    }
+    shapes = _shapes(config)
+    routers = {name for name in shapes if name.endswith(ROUTER)} if routing is Routing.SKEWED else set()
+    stored = {name: stored_as(name, shape, type) for name, shape in shapes.items()}
+    stored |= dict.fromkeys(routers, StoredType.F32)  # their rows differ in size
+    divisors = list(rope_divisors(config))
+    described = [(name, shape, stored[name]) for name, shape in shapes.items()]
+    described += [(name, tuple(values.shape), kind) for name, values, kind in divisors]
+    values = {key: value_bytes(key, value) for key, value in metadata.items()}
+    tensors = chain(_tensors(config, stored, shapes, routers, Dice(seed)), (values for _, values, _ in divisors))
+    with Draft(path, values, described) as draft:
+        draft.fill(([tensor.view(-1).view(torch.uint8).numpy().data] for tensor in tensors), progress)
+        draft.publish()
 
 
 def _padded(config: ModelConfig) -> ModelConfig:
@@ -90,38 +107,25 @@ def _padded(config: ModelConfig) -> ModelConfig:
     return replace(config, per_layer=replace(config.per_layer, vocab_size=config.vocab_size))
 
 
-def _unused_keys(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """K/V of layers that share another's: released Gemma 3n files carry them unused, and llama.cpp asks for them."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in config.layers if config.family == "gemma3n" else ():
-        if not layer.writes_kv:
-            keys = (layer.num_kv_heads * layer.head_dim, config.hidden_size)
-            prefix = f"layers.{layer.index}.self_attn"
-            shapes |= {f"{prefix}.k_proj.weight": keys, f"{prefix}.v_proj.weight": keys}
-            shapes[f"{prefix}.k_norm.weight"] = (layer.head_dim,)
-    return shapes
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return _stacked({**decoder_shapes(config), **unused_keys(config)})
 
 
 def _tensors(
-    config: ModelConfig, type: StoredType, dice: Dice, routing: Routing, progress: Progress | None
-) -> Iterator[tuple[str, Tensor, StoredType]]:
-    shapes = _stacked({**decoder_shapes(config), **_unused_keys(config)})
-    stored = {name: stored_as(name, shape, type) for name, shape in shapes.items()}
-    routers = {name for name in shapes if name.endswith(ROUTER)} if routing is Routing.SKEWED else set()
-    stored |= dict.fromkeys(routers, StoredType.F32)  # their rows differ in size
-    total, done = sum(tensor_bytes(shape, stored[name]) for name, shape in shapes.items()), 0
+    config: ModelConfig,
+    stored: dict[str, StoredType],
+    shapes: dict[str, tuple[int, ...]],
+    routers: set[str],
+    dice: Dice,
+) -> Iterator[Tensor]:
     for name, shape in shapes.items():
         if name in routers:
-            yield name, dice.skewed_router(shape), StoredType.F32
+            yield dice.skewed_router(shape)
         elif stored[name] is not StoredType.F32:
-            yield name, dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5), stored[name]
+            yield dice.blocks(stored[name], shape, _fan_in(name, shape, config) ** -0.5)
         else:
             size = BRANCH if config.experts is not None and name.endswith(BRANCH_NORMS) else 1.0
-            yield name, torch.full(shape, size) if len(shape) == 1 else dice.normal(shape, 0.02), StoredType.F32
-        done += tensor_bytes(shape, stored[name])
-        if progress is not None:
-            progress(done, total)
-    yield from rope_divisors(config)
+            yield torch.full(shape, size) if len(shape) == 1 else dice.normal(shape, 0.02)
 
 
 def _fan_in(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:

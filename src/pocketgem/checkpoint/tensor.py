@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,14 +42,14 @@ class MappedFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises CheckpointError for a file that is missing, unreadable, empty or not regular."""
         self.path = Path(path)
-        self._descriptor = _open_regular(self.path)
-        weakref.finalize(self, os.close, self._descriptor)
+        self.descriptor = _open_regular(self.path)
+        weakref.finalize(self, os.close, self.descriptor)
         self._state = self._look()
         self.size = self._state[0]
         if self.size == 0:
             raise FormatError(f"{self.path}: the file is empty")
         try:
-            self.buffer = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
+            self.buffer = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # a file system without mapping; a file cut short just now
             raise CheckpointError(f"{self.path}: cannot be mapped ({error})") from error
         if self.buffer[: len(_LFS_POINTER)] == _LFS_POINTER:
@@ -85,12 +85,10 @@ class MappedFile:
         if not hasattr(os, "preadv"):  # Windows: the mapping will do
             self._copy_each(targets, start)
             return
-        try:
-            found = os.preadv(self._descriptor, targets, start)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from error
+        with self.reading():
+            found = os.preadv(self.descriptor, targets, start)
         if found != wanted:
-            raise CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
+            raise self.cut_short()
 
     def _copy_each(self, targets: Sequence[memoryview], start: int) -> None:
         self.check_unchanged()
@@ -98,20 +96,32 @@ class MappedFile:
             target[:] = self.buffer[start : start + len(target)]
             start += len(target)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the system says against a read becomes a CheckpointError."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from error
+
+    def cut_short(self) -> CheckpointError:
+        """The error for bytes that should be there and are not."""
+        return CheckpointError(f"{self.path}: the file was cut short while in use; load the model again")
+
     def read_soon(self, start: int, size: int) -> None:
         """Ask the system to read these bytes ahead, many requests at once, and return. Never fails; macOS and Windows
         have no such request, and there nothing happens."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # a file system without it; or the next read meets the same fault
-                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self.descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def is_at(self, descriptor: int) -> bool:
         """Whether another open descriptor is of this very file."""
-        return os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor))
+        return os.path.samestat(os.fstat(descriptor), os.fstat(self.descriptor))
 
     def _look(self) -> tuple[int, int]:
         """Size in bytes, time of the last change in nanoseconds."""
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self.descriptor)
         return status.st_size, status.st_mtime_ns
 
 

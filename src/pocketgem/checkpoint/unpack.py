@@ -59,7 +59,7 @@ class Unpacker:
         table = self.data.view(math.prod(self.shape) // width, -1)  # [rows, bytes a row]
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < table.shape[0]:
             raise WeightsError(f"{self.name} has {table.shape[0]} rows; rows {ids.min()} to {ids.max()} were asked for")
-        out = torch.empty(len(ids), width)
+        out = torch.empty(len(ids), width, device=self.data.device)
         for part in self._chunks(len(ids), width):
             blocks = table.index_select(0, ids[part]).view(-1, self.type.type_size)
             out[part] = dequantize(blocks, self.type).view(-1, width)

@@ -12,8 +12,10 @@ import typer
 import pocketgem
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
+from pocketgem.cli.export import export_model, verify_files
 from pocketgem.cli.info import show_info
 from pocketgem.cli.plan import plan_model
+from pocketgem.cli.quantize import quantize_file
 from pocketgem.cli.run import run_model
 from pocketgem.cli.synth import write_synthetic
 
@@ -27,8 +29,11 @@ app = typer.Typer(
 app.command("run", context_settings=HELP)(run_model)
 app.command("info", context_settings=HELP)(show_info)
 app.command("plan", context_settings=HELP)(plan_model)
+app.command("quantize", context_settings=HELP)(quantize_file)
 app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
+app.command("export", context_settings=HELP)(export_model)
+app.command("verify", context_settings=HELP)(verify_files)
 
 
 @app.callback(invoke_without_command=True)

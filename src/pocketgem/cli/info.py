@@ -17,7 +17,7 @@ import pocketgem.cli.options as o
 from pocketgem.cli.common import count_text, one_line, refuse, size_text
 
 if TYPE_CHECKING:
-    from pocketgem.info import Info, LayerKind, Layout, Machine, Template, Vocabulary, Weights
+    from pocketgem.info import Info, LayerKind, Layout, Machine, QualityCard, Template, Vocabulary, Weights
     from pocketgem.kernels.cores import Cores
 
 UNWRAPPED = 1000  # columns where no terminal limits them: in a pipe every row is one line
@@ -66,6 +66,8 @@ def _show_model(console: Console, found: Info, machine: Machine) -> None:
     _section(console, "Keys and values in memory, as bfloat16, by tokens in the context", _cache(layout))
     if found.files.paths:
         _section(console, "Text", _facts({**_vocabulary(found), "template": _template(found.template)}))
+    if found.quality is not None:
+        _section(console, "Quality, measured when this file was made", _facts(_quality(found.quality)))
     _section(console, "What works", _abilities(found), _facts({"kernels": machine.kernels}))
 
 
@@ -222,6 +224,17 @@ def _template(template: Template | None) -> str:
     fault = f", cannot be read: {template.fault}" if template.fault else ""
     asks = f", asks for {' and '.join(uses)}" if uses else ""
     return f"{template.characters:,} characters, sha256 {template.sha256[:12]}{asks}{fault}"
+
+
+def _quality(card: QualityCard) -> dict[str, str]:
+    kept = "within the limits" if card.within_limits else "OVER the limits, kept all the same"
+    return {
+        "format": f"{card.format}, from {card.source}: {kept}",
+        "divergence": f"mean {card.kl_mean:.5f} nats, 99 % {card.kl_p99:.4f}, most {card.kl_max:.3f}",
+        "best token": f"the same at {card.same_top1:.1%} of {card.tokens:,} tokens ({card.text})",
+        "perplexity": f"{card.perplexity:.3f}, of the source {card.source_perplexity:.3f}",
+        "compared": card.compared,
+    }
 
 
 def _abilities(found: Info) -> Table:

@@ -22,6 +22,14 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Device(StrEnum):
+    """Where layers run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A .gguf file, a model folder, OWNER/NAME on the hub, or gemma-3-270m."),
@@ -59,6 +67,7 @@ ExpertMemory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
 ]
+DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run; a card takes bfloat16 weights.")]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory to stay within, such as 2GiB: places and context are chosen for it."),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketgem.checkpoint.card import QualityCard
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, read_json
 from pocketgem.checkpoint.resolve import DEFAULT_MODEL, Location, resolve
 from pocketgem.config import ModelConfig, from_hf
@@ -28,6 +29,7 @@ __all__ = [
     "LayerKind",
     "Layout",
     "Machine",
+    "QualityCard",
     "Template",
     "Vocabulary",
     "Weights",
@@ -68,6 +70,7 @@ class Info:
     vocabulary_fault: str | None
     template: Template | None
     abilities: tuple[Ability, ...]
+    quality: QualityCard | None = None  # what was measured when the file was quantised
 
 
 def inspect(model: str, *, offline: bool = False) -> Info:
@@ -120,7 +123,9 @@ def _stored(model: str, files: Files, checkpoint: Checkpoint) -> Info:
     template = describe_template(checkpoint.chat_template)
     text = _text(weights, fault)
     abilities = (text, *_template_abilities(text, template), *_media(stored_towers(checkpoint.others), weights, "file"))
-    return Info(model, files, describe_layout(checkpoint.config), weights, vocabulary, fault, template, abilities)
+    quality = QualityCard.from_metadata(checkpoint.metadata)
+    layout = describe_layout(checkpoint.config)
+    return Info(model, files, layout, weights, vocabulary, fault, template, abilities, quality)
 
 
 def _text(weights: Weights, fault: str | None) -> Ability:

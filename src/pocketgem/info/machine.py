@@ -53,7 +53,7 @@ def describe_machine() -> Machine:
         kernel_set=found.kernels,
         kernels=kernels.status.reason,
         sets=found.sets,
-        amx=_amx(found.features),
+        amx=_amx(found.features, found.kernels),
         dtype=_dtype(found.features),
     )
 
@@ -66,9 +66,13 @@ def _torch_version() -> str:
         return "unknown"
 
 
-def _amx(features: frozenset[str]) -> str | None:
-    has = [name for name in AMX if name in features]
-    return f"{', '.join(has)}: used through torch's oneDNN only" if has else None
+def _amx(features: frozenset[str], kernel_set: str | None) -> str | None:
+    has = ", ".join(name for name in AMX if name in features)
+    if not has:
+        return None
+    if kernel_set == "amx":
+        return f"{has}: bytes by these kernels, bfloat16 through torch's oneDNN"
+    return f"{has}: used through torch's oneDNN only"
 
 
 def _dtype(features: frozenset[str]) -> str:

@@ -8,7 +8,9 @@ finding a fault. A wish that cannot be granted is an error of ``choice()``, neve
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 from pocketgem.errors import InputError
@@ -61,10 +63,16 @@ def _built(module: ModuleType | None) -> list[str]:
     return list(listed()) if listed is not None else ["portable"]
 
 
+@cache  # a set may have to be tried in a process of its own: once is enough
+def _fault_of(name: str) -> str:
+    fault_of: Callable[[str], str] | None = getattr(_import()[0], "fault_of", None)
+    return fault_of(name) if fault_of is not None else ""
+
+
 def choice() -> Choice:
     """The set of kernels in use. Raises InputError when the environment asks for what is not possible here."""
     module, missing = _import()
-    chosen = choose(wish(), _built(module), features())
+    chosen = choose(wish(), _built(module), features(), _fault_of)
     return chosen if module is not None or wish() == NONE else Choice(None, missing, chosen.each)
 
 

@@ -6,7 +6,7 @@ Names are those of Linux's ``/proc/cpuinfo``, whatever the system. How many thre
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from pocketgem.errors import InputError
@@ -28,10 +28,13 @@ __all__ = [
 
 VARIABLE = "POCKETGEM_KERNELS"
 BEST, NONE = "native", "torch"  # what the variable may say beside the name of a set
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 SETS = {  # what each needs, the best first; native/sets.cmake says how each is compiled
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
+    "amx": (*_AVX512, "amx_tile", "amx_int8"),
+    "avx512": _AVX512,
     "avx2-vnni": ("avx2", "fma", "f16c", "avx_vnni"),
     "avx2": ("avx2", "fma", "f16c"),
+    "neon-i8mm": ("asimddp", "i8mm"),
     "neon": ("asimddp",),
     "neon-base": ("asimd",),
     "portable": (),
@@ -101,16 +104,24 @@ def multiplies_bfloat16(features: Collection[str]) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)  # the last is Arm's
 
 
-def choose(wish: str | None, built: Sequence[str], features: Collection[str]) -> Choice:
+def _no_fault(name: str) -> str:
+    return ""
+
+
+def choose(
+    wish: str | None, built: Sequence[str], features: Collection[str], fault_of: Callable[[str], str] = _no_fault
+) -> Choice:
     """Which set of kernels to use.
 
     Args:
         wish: what POCKETGEM_KERNELS says: None or "native" for the best, "torch" for none, else the name of a set.
         built: the sets in this install.
         features: what the processor offers.
+        fault_of: why a set that is built and has all it needs cannot be used here, empty where it can; asked of no
+            other set.
     Raises InputError for a wish that cannot be granted, naming what can.
     """
-    each = tuple(_status(name, built, features) for name in SETS)
+    each = tuple(_status(name, built, features, fault_of) for name in SETS)
     usable = [status.name for status in each if status.usable]
     if wish == NONE:
         return Choice(None, f"pure torch, because {VARIABLE}={NONE}", each)
@@ -129,10 +140,12 @@ def _granted(wish: str, each: Sequence[SetStatus], usable: Sequence[str]) -> str
     raise InputError(f"{VARIABLE}={wish[:40]!r} is not possible here: {known}; it can be {possible}")
 
 
-def _status(name: str, built: Sequence[str], features: Collection[str]) -> SetStatus:
+def _status(name: str, built: Sequence[str], features: Collection[str], fault_of: Callable[[str], str]) -> SetStatus:
     lacking = [feature for feature in SETS[name] if feature not in features]
     if lacking:
         return SetStatus(name, False, f"this processor lacks {', '.join(lacking)}")
     if name not in built:
         return SetStatus(name, False, "not built into this install")
+    if fault := fault_of(name):
+        return SetStatus(name, False, fault)
     return SetStatus(name, True, f"this processor has {', '.join(SETS[name])}" if SETS[name] else "runs everywhere")

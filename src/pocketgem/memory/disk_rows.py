@@ -7,7 +7,7 @@ requests at once, the bytes come to the page cache, and there is no thread to wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.memory.gather import Gather, check_rows
 from pocketgem.memory.place import HOT_BYTES
+from pocketgem.memory.row_file import row_file
 from pocketgem.memory.shelf import Shelf
 
 FEWEST = 64  # rows kept, however wide they are
-LONGEST = 512  # rows of one call; the system takes a thousand pieces
 
 
 @dataclass
@@ -35,10 +35,9 @@ class DiskRows:
     """Rows of ``table`` out of its file. ``hot_bytes``: memory for the rows used last."""
 
     def __init__(self, table: StoredTensor, gather: Gather, hot_bytes: int = HOT_BYTES) -> None:
-        self._table, self._gather, self._size = table, gather, table.nbytes // table.shape[0]
-        self._shelf = Shelf(min(table.shape[0], max(FEWEST, hot_bytes // self._size)))
-        self._data = torch.empty(self._shelf.capacity * self._size, dtype=torch.uint8)
-        self._view = self._data.numpy().data
+        self._table, self._gather, self._file = table, gather, row_file(table)
+        self._shelf = Shelf(min(table.shape[0], max(FEWEST, hot_bytes // self._file.size)))
+        self._data = torch.empty(self._shelf.capacity * self._file.size, dtype=torch.uint8)
         self._coming: set[int] = set()  # rows that the system was asked to read ahead and nobody has taken yet
         self.traffic = Traffic()
 
@@ -72,29 +71,14 @@ class DiskRows:
         if len(places) > 1:
             self._ask(places)  # all are on their way while the first is waited for
         self._coming -= places.keys()
-        for run in neighbours(places):
-            targets = [self._view[places[id] * self._size : (places[id] + 1) * self._size] for id in run]
-            self._table.source.read_into_each(targets, self._table.start + run[0] * self._size)
+        self._file.read(places, self._data)
         self._table.source.check_unchanged()  # a write that met these reads
         self.traffic.read += len(places)
-        self.traffic.bytes += len(places) * self._size
+        self.traffic.bytes += len(places) * self._file.size
 
     def _ask(self, ids: Iterable[int]) -> None:
         new = [id for id in ids if id not in self._coming]
         if len(self._coming) + len(new) > 2 * self._shelf.capacity:  # of requests that were given up
             self._coming.clear()
         self._coming.update(new)
-        for run in neighbours(new):
-            self._table.source.read_soon(self._table.start + run[0] * self._size, len(run) * self._size)
-
-
-def neighbours(ids: Iterable[int]) -> Iterator[list[int]]:
-    """Different ids in ascending order, cut where one is missing, and where a run gets too long for one call."""
-    run: list[int] = []
-    for id in sorted(ids):
-        if run and (id != run[-1] + 1 or len(run) == LONGEST):
-            yield run
-            run = []
-        run.append(id)
-    if run:
-        yield run
+        self._file.ask(new)

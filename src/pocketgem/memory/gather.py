@@ -26,14 +26,21 @@ def by_kernel(table: StoredTensor, compute: Compute) -> Gather:
     return gather
 
 
-def by_torch(table: StoredTensor) -> Gather:
-    """The same in torch, on whatever device the bytes lie; equal rows of one call are unpacked once."""
+def by_torch(table: StoredTensor, device: torch.device | None = None) -> Gather:
+    """The same in torch, on ``device`` (None: the CPU); equal rows of one call are moved and unpacked once.
+
+    What lies in the host's memory goes to the device as it is stored, from pinned memory where that is a CUDA card.
+    """
     size, width = table.nbytes // table.shape[0], table.shape[1]
 
     def gather(data: Tensor, which: Tensor, factor: float) -> Tensor:
         unique, where = torch.unique(which, return_inverse=True)
+        if device is not None and data.device != device:
+            chosen = data.view(-1, size).index_select(0, unique).view(-1)
+            chosen = chosen.pin_memory() if device.type == "cuda" else chosen
+            data, unique = chosen.to(device, non_blocking=True), torch.arange(len(unique))
         stored = Unpacker(table.name, (data.numel() // size, width), table.type, data, _unchanged)
-        return (stored.rows(unique) * factor)[where]
+        return (stored.rows(unique.to(data.device)) * factor)[where.to(data.device)]
 
     return gather
 

@@ -40,25 +40,28 @@ def row_source(
     place: Place,
     compute: Compute | None = None,
     *,
+    device: torch.device | None = None,
     hot_bytes: int = HOT_BYTES,
     progress: Progress | None = None,
 ) -> RowSource:
     """Rows of ``table`` [rows, width] from ``place``, made float32 by ``compute``'s kernel or, without it, by torch.
 
+    device: where the model runs and rows are wanted; None: the CPU. Stored bytes go there and become float32 there.
     hot_bytes: memory for rows that were read, where they come from disk. progress: called with (bytes read, bytes in
     all) where they are held. Raises CheckpointError if the file cannot be read.
     """
-    gather = by_torch(table) if compute is None else by_kernel(table, compute)
+    gather = by_torch(table, device) if compute is None else by_kernel(table, compute)
     if settled(place) is Place.DISK:
         return DiskRows(table, gather, hot_bytes)
-    return HeldRows(table, gather, progress)
+    held = read_table(table, progress)
+    return HeldRows(table, gather, held.to(device) if place is Place.DEVICE and device is not None else held)
 
 
 class HeldRows:
-    """The table's stored bytes in private memory, read once."""
+    """The table's stored bytes in memory, of the host or of a device; ``data`` is uint8 [table.nbytes]."""
 
-    def __init__(self, table: StoredTensor, gather: Gather, progress: Progress | None = None) -> None:
-        self._table, self._gather, self._data = table, gather, read_table(table, progress)
+    def __init__(self, table: StoredTensor, gather: Gather, data: Tensor) -> None:
+        self._table, self._gather, self._data = table, gather, data
 
     def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
         """See ``RowSource``."""

@@ -16,17 +16,23 @@ from pocketgem.config import ModelConfig, decoder_shapes
 from pocketgem.errors import WeightsError
 from pocketgem.memory.place import Place
 from pocketgem.memory.rows import row_source
+from pocketgem.model.cache import CPU
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.gemma3n import Gemma3n
 from pocketgem.model.layers import RMSNorm
 
 
 def build_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None, *, ple: Place = Place.AUTO
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    *,
+    ple: Place = Place.AUTO,
+    device: torch.device = CPU,
 ) -> Gemma:
     """Build the model a checkpoint describes and fill it with its weights, in ``dtype`` (norms stay float32).
 
-    ple: where rows of the per-layer table come from.
+    ple: where rows of the per-layer table come from. device: where the layers run; one tensor at a time goes there.
 
     Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
     """
@@ -37,14 +43,15 @@ def build_model(
     total, done = sum(tensors[slot.name].nbytes for slot in slots), 0
     for slot in slots:
         parameter = _parameter(slot.module, tensors[slot.name], checkpoint.norm_offset, dtype)
-        slot.module.register_parameter(slot.key, parameter)
+        slot.module.register_parameter(slot.key, _on(device, parameter))
         done += tensors[slot.name].nbytes
         if progress is not None:
             progress(done, total)
     if config.tied_head:
         model.lm_head.weight = model.embed_tokens.weight
     if model.per_layer is not None:
-        model.per_layer.table = row_source(table_of(checkpoint), ple, progress=progress)
+        model.per_layer.table = row_source(table_of(checkpoint), ple, device=device, progress=progress)
+    model.tables.to(device)
     return model.eval()
 
 
@@ -101,6 +108,10 @@ def norm_or_number(module: nn.Module, stored: TextTensor, norm_offset: float) ->
     number = stored.dense(torch.float32)
     number = number + norm_offset if isinstance(module, RMSNorm) else number.clone()
     return nn.Parameter(number, requires_grad=False)
+
+
+def _on(device: torch.device, parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.to(device), requires_grad=False)
 
 
 def _parameter(module: nn.Module, stored: TextTensor, norm_offset: float, dtype: torch.dtype) -> nn.Parameter:

@@ -20,6 +20,8 @@ from pocketgem.config import LayerConfig, ModelConfig
 from pocketgem.errors import RunError
 from pocketgem.memory.kv_rows import Room
 
+CPU = torch.device("cpu")
+
 
 @dataclass(slots=True)
 class KeysValues:
@@ -67,14 +69,16 @@ class Slot:
 class LayerStore:
     """K/V of one layer of one sequence."""
 
-    def __init__(self, layer: LayerConfig, dtype: torch.dtype, limit: int | None = None) -> None:
+    def __init__(
+        self, layer: LayerConfig, dtype: torch.dtype, device: torch.device = CPU, limit: int | None = None
+    ) -> None:
         self.row = (layer.num_kv_heads, layer.head_dim)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self.room = Room.empty(layer.window, limit)
         self.k, self.v = self._empty(self.room), self._empty(self.room)
 
     def _empty(self, room: Room) -> Tensor:
-        return torch.empty((room.capacity, *self.row), dtype=self.dtype)
+        return torch.empty((room.capacity, *self.row), dtype=self.dtype, device=self.device)
 
     @property
     def nbytes(self) -> int:
@@ -116,9 +120,12 @@ class Cache:
     limit: tokens it will have at the most, where that is known: no store takes more rows.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, limit: int | None = None) -> None:
-        self.length = 0
-        self.stores = {layer.index: LayerStore(layer, dtype, limit) for layer in config.layers if layer.writes_kv}
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU, limit: int | None = None
+    ) -> None:
+        self.length, self.device = 0, device
+        writers = (layer for layer in config.layers if layer.writes_kv)
+        self.stores = {layer.index: LayerStore(layer, dtype, device, limit) for layer in writers}
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +135,7 @@ class Cache:
     def fork(self) -> Cache:
         """An independent copy: the start of another sequence with the same past."""
         twin = object.__new__(Cache)
-        twin.length = self.length
+        twin.length, twin.device = self.length, self.device
         twin.stores = {index: store.fork() for index, store in self.stores.items()}
         return twin
 
@@ -146,7 +153,8 @@ class Span:
 class Step:
     """One forward pass over packed rows: who they belong to, where they stand, whose logits are wanted.
 
-    ``logit_rows`` are row numbers, ascending; ``skip`` lets rows nobody asked for stop at the last layer that writes.
+    Positions lie on the device of the caches. ``logit_rows`` are row numbers, ascending, on the CPU; ``skip`` lets rows
+    nobody asked for stop at the last layer that writes.
     """
 
     spans: tuple[Span, ...]
@@ -169,7 +177,7 @@ class Step:
             asked = 1 if logits is None else logits[i]
             wanted.append(torch.arange(row + count - asked, row + count))
             row += count
-        return cls(tuple(spans), torch.cat(positions), torch.cat(wanted), skip)
+        return cls(tuple(spans), torch.cat(positions).to(caches[0].device), torch.cat(wanted), skip)
 
     def reserve(self, layer: int) -> tuple[Slot, ...]:
         """Room for the rows of each span in ``layer``."""

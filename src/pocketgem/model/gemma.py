@@ -119,12 +119,17 @@ class Gemma(nn.Module):
         """The type activations are computed in."""
         return self.embed_tokens.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the layers run. Ids and rows of tables come from the CPU."""
+        return self.norm.weight.device
+
     def new_cache(self, limit: int | None = None) -> Cache:
         """An empty past for one sequence, of at most ``limit`` tokens where that is known."""
-        return Cache(self.config, self.cache_dtype or self.dtype, limit)
+        return Cache(self.config, self.cache_dtype or self.dtype, self.device, limit)
 
     def embed(self, ids: Tensor) -> Inputs:
-        """ids ``[rows]`` int64 -> scaled embeddings and per-layer vectors."""
+        """ids ``[rows]`` int64 on the CPU -> scaled embeddings and per-layer vectors, on the model's device."""
         x = self.embed_tokens(ids)
         return Inputs(x, None if self.per_layer is None else self.per_layer(ids, x))
 

@@ -53,7 +53,7 @@ class Embedding(nn.Module):
         return self.weight.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = nn.functional.embedding(ids, self.weight)  # [rows, hidden]
+        rows = nn.functional.embedding(ids.to(self.weight.device), self.weight)  # [rows, hidden]
         return rows * torch.tensor(self.scale, dtype=rows.dtype)
 
     def expect(self, ids: Sequence[int]) -> None:
@@ -155,6 +155,10 @@ class RotaryTables:
 
     def __init__(self, config: ModelConfig) -> None:
         self.inverse = {layer.rope: ops.inverse_frequencies(layer.rope) for layer in config.layers}
+
+    def to(self, device: torch.device) -> None:
+        """Move the frequencies, once, to where positions will be."""
+        self.inverse = {rope: inverse.to(device) for rope, inverse in self.inverse.items()}
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> dict[object, Tables]:
         return {rope: ops.rope_tables(positions, inverse, dtype) for rope, inverse in self.inverse.items()}

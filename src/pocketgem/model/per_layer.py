@@ -33,10 +33,10 @@ class PerLayerInputs(nn.Module):
         self.table: RowSource | None = None
 
     def forward(self, ids: Tensor, x: Tensor) -> Tensor:
-        """ids: ``[rows]``; x: scaled input embeddings ``[rows, hidden]``."""
+        """ids: ``[rows]`` on the CPU; x: scaled input embeddings ``[rows, hidden]``."""
         projected: Tensor = self.per_layer_model_projection(x) * self.context_scale
         context: Tensor = self.per_layer_projection_norm(projected.view(len(x), *self.shape))
-        return (context + self.identity(ids).to(x.dtype)) * INPUT_SCALE
+        return (context + self.identity(ids).to(x.device, x.dtype)) * INPUT_SCALE
 
     def identity(self, ids: Tensor) -> Tensor:
         """The token's own row ``[rows, layers, dim]``. Ids past the table (media placeholders of Gemma 3n) take row 0,

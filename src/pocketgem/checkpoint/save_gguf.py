@@ -1,0 +1,141 @@
+"""A checkpoint as one GGUF file, tensors streamed: another GGUF file's as they lie there, a folder's converted.
+
+Matrices of a folder keep their type. Vectors become float32, and so do the few matrices that llama.cpp reads as such;
+both without loss. What else its converter does for Gemma is done here: see ``export.py`` and ``stream.py``, and:
+
+- Gemma 3 embeddings end with the vocabulary: rows after it, which no token names, are left out;
+- Gemma 3n gets a per-layer row for every token. Tokens of media have none: the reference gives them row 0, so do we.
+  Layers that read another layer's keys get unused K/V, zeros, where the folder has none: llama.cpp asks for them.
+
+Source of these facts: llama.cpp's ``conversion/gemma.py`` and ``conversion/base.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pocketgem.checkpoint import names
+from pocketgem.checkpoint.dequant import dtype_of
+from pocketgem.checkpoint.draft import Draft, value_bytes
+from pocketgem.checkpoint.export import metadata_of, unused_keys
+from pocketgem.checkpoint.header import raw_values
+from pocketgem.checkpoint.load import Checkpoint
+from pocketgem.checkpoint.stream import SourceTensor, read_rows, read_values, source_tensors
+from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
+from pocketgem.checkpoint.types import Progress, StoredType
+from pocketgem.errors import UnsupportedError
+
+# About the file the metadata came from, not about the model.
+ABOUT_THE_FILE = ("general.alignment", "split.no", "split.count", "split.tensors.count")
+FLOATS = (StoredType.F32, StoredType.F16, StoredType.BF16)
+_READ_AS_FLOAT32 = ("ffn_gate_inp.", "altup_correct_coef.", "altup_predict_coef.", ".scale")
+_FILE_TYPES = {StoredType.F32: 0, StoredType.F16: 1, StoredType.BF16: 32}  # llama.cpp's enum llama_ftype
+Chosen = Sequence[tuple[SourceTensor, StoredType]]
+
+
+def copy_gguf(checkpoint: Checkpoint, path: Path, progress: Progress | None = None) -> None:
+    """Another GGUF file, split or not, as one file: every key and every tensor's bytes as they are.
+
+    Raises RunError when the disk is full, CheckpointError for a bad place or a source that changes meanwhile.
+    """
+    source = MappedFile(checkpoint.location.files[0])
+    values = raw_values(source.buffer, source.size, str(source.path))
+    kept = {key: value for key, value in values.items() if key not in ABOUT_THE_FILE}
+    _write(path, kept, [(one, one.type) for one in source_tensors(checkpoint)], progress)
+
+
+def convert_folder(
+    checkpoint: Checkpoint,
+    path: Path,
+    about: Mapping[str, object],
+    tokens: int,
+    progress: Progress | None = None,
+) -> None:
+    """A Hugging Face folder's text model. ``about``: keys beside the shapes, such as the vocabulary of ``tokens``.
+
+    Raises as ``copy_gguf``; UnsupportedError for weights that are not floating point.
+    """
+    tensors = [(one, _kept(one)) for one in _completed(checkpoint, tokens)]
+    main = max(tensors, key=lambda pair: pair[0].numel)[1]
+    metadata: dict[str, object] = {
+        "general.architecture": checkpoint.config.family,
+        "general.type": "model",
+        "general.file_type": _FILE_TYPES[main],
+        "general.quantization_version": 2,
+        **metadata_of(checkpoint.config),
+        **about,
+    }
+    _write(path, {key: value_bytes(key, value) for key, value in metadata.items()}, tensors, progress)
+
+
+def _kept(one: SourceTensor) -> StoredType:
+    if one.type not in FLOATS:
+        raise UnsupportedError(f"tensor {one.name} is stored as {one.type}, which is no weight of a Gemma model")
+    plain = len(one.shape) < 2 or any(part in one.name for part in _READ_AS_FLOAT32)
+    return StoredType.F32 if plain else one.type
+
+
+def _completed(checkpoint: Checkpoint, tokens: int) -> Iterator[SourceTensor]:
+    config = checkpoint.config
+    for one in source_tensors(checkpoint):
+        if config.family == "gemma3" and one.name in ("token_embd.weight", "output.weight"):
+            yield _cut(one, min(one.shape[0], tokens))
+        elif config.family == "gemma3n" and one.name == names.gguf_name(names.TABLE):
+            yield _extended(one, config.vocab_size)
+        else:
+            yield one
+    for hf, shape in unused_keys(config).items():
+        if hf not in checkpoint.tensors:
+            yield SourceTensor(names.gguf_name(hf), shape, StoredType.F32, (), values=torch.zeros(shape))
+
+
+def _cut(one: SourceTensor, rows: int) -> SourceTensor:
+    return replace(one, shape=(rows, *one.shape[1:]), stored=(rows_of(one.stored[0], 0, rows),))
+
+
+def _extended(one: SourceTensor, rows: int) -> SourceTensor:
+    (table,), missing = one.stored, max(0, rows - one.shape[0])
+    return replace(one, shape=(one.shape[0] + missing, one.shape[1]), stored=(table, *[rows_of(table, 0, 1)] * missing))
+
+
+def rows_of(table: StoredTensor, start: int, stop: int) -> StoredTensor:
+    """Some rows of a matrix as a tensor of their own."""
+    size = table.nbytes // table.shape[0]
+    return replace(
+        table,
+        shape=(stop - start, *table.shape[1:]),
+        start=table.start + start * size,
+        end=table.start + stop * size,
+    )
+
+
+def _write(path: Path, values: Mapping[str, bytes], tensors: Chosen, progress: Progress | None) -> None:
+    with Draft(path, values, [(one.name, one.shape, kind) for one, kind in tensors]) as draft:
+        draft.fill((stored_as(one, kind) for one, kind in tensors), progress)
+        draft.publish()
+
+
+def stored_as(one: SourceTensor, kind: StoredType) -> Iterator[memoryview]:
+    """The bytes of a tensor stored as ``kind``, a piece at a time: its own bytes where nothing changes.
+
+    Raises CheckpointError if the file was changed or cut since it was opened.
+    """
+    dtype = dtype_of(kind)
+    if one.values is not None:
+        yield _bytes(one.values.to(dtype))
+        return
+    same = kind is one.type and one.offset == 0.0
+    for part, start, stop in one.pieces():
+        if same and part.type is kind:
+            yield _bytes(read_rows(part, start, stop))
+        else:
+            values = read_values(part, start, stop)
+            yield _bytes((values + one.offset if one.offset else values).to(dtype))
+
+
+def _bytes(values: torch.Tensor) -> memoryview:
+    return values.contiguous().view(-1).view(torch.uint8).numpy().data
