@@ -185,8 +185,13 @@ def _alternatives(held: Holdings, setting: Setting, wish: Wish, base: Base, now:
         )
     smaller = holdings_as(held.config, SMALLEST_FORMAT, held.model)
     smaller = replace(smaller, header=held.header, listed_merges=held.listed_merges)
-    form = replace(setting.form, packed=setting.form.packed or setting.form.packs, kept=setting.form.keepable)
+    kept = setting.form.keepable and smaller.worth_keeping
+    form = replace(setting.form, packed=setting.form.packed or setting.form.packs, kept=kept)
     yield f"weights as {SMALLEST_FORMAT}", plan(smaller, replace(setting, form=form), at, base)
+    if setting.device:
+        form = replace(setting.form, blocks=True)
+        name = f"{SMALLEST_FORMAT} weights on the card as they are stored, which this version does not run yet,"
+        yield name, plan(smaller, replace(setting, form=form), at, base)
 
 
 def _refusal(held: Holdings, setting: Setting, wish: Wish, base: Base, made: list[Plan]) -> str:

@@ -17,7 +17,16 @@ from pocketgem.memory.holdings import Holdings
 from pocketgem.memory.kv_rows import KindCost, kv_costs
 from pocketgem.memory.program import EXPERT_OBJECTS, LATER_CODE, LAYER_OBJECTS, Base, TextBytes, text_bytes
 from pocketgem.memory.step_bytes import PREFILL_CHUNK, step_bytes
-from pocketgem.memory.weights import Form, Line, Places, largest_packed, packing_bytes, unpacking_bytes, weight_lines
+from pocketgem.memory.weights import (
+    Form,
+    Line,
+    Places,
+    largest_packed,
+    largest_unpacked,
+    packing_bytes,
+    unpacking_bytes,
+    weight_lines,
+)
 
 DEVICE_BASE = 600 << 20  # a card's context and libraries. An estimate: no card was at hand when this was written
 LAST = "last conversation"
@@ -125,7 +134,7 @@ def plan(held: Holdings, setting: Setting, placement: Placement, base: Base) -> 
 def cache_itemsize(config: ModelConfig, form: Form) -> int:
     """Bytes of a number in the cache: bfloat16 where layers are fused, else as activations are."""
     fused = form.packed and all(layer.head_dim % HEAD_DIM_STEP == 0 for layer in config.layers)
-    return 2 if fused or form.device else form.itemsize
+    return 2 if fused else form.itemsize
 
 
 def cache_costs(config: ModelConfig, setting: Setting) -> tuple[KindCost, ...]:
@@ -164,8 +173,7 @@ def _step_lines(config: ModelConfig, setting: Setting) -> Iterator[Line]:
         context=setting.context,
         threads=setting.threads,
         packed=setting.form.packed,
-        itemsize=2 if setting.device else setting.form.itemsize,  # a card computes in bfloat16
-        tiled=setting.device,
+        itemsize=setting.form.itemsize,
     )
     place: Literal["device", "ram"] = "device" if setting.device else "ram"
     if step.buffers:
@@ -209,7 +217,12 @@ def _phases(held: Holdings, setting: Setting, lines: tuple[Line, ...], base: Bas
         else:
             source = max(0, within - private)  # a matrix of the file, beside what it becomes
             yield Phase("packing", program_private + private, program_mapped + source, source)
-    elif not setting.device:
+    elif setting.device:
+        through = largest_unpacked(held, setting.form), unpacking_bytes(held, setting.form)
+        yield Phase(
+            "bringing weights to the card", program_private + through[0], program_mapped + through[1], through[1]
+        )
+    else:
         mapped += unpacking_bytes(held, setting.form)
     work = sum(_sums(lines, section)[0] for section in ("cache", "step"))
     kept = sum(line.size for line in lines if line.name == LAST and line.place == "ram")
@@ -231,4 +244,5 @@ def chosen_form(
     """What the loader will make of the weights; ``dtype``: None where it may choose. See ``parts.model_of``."""
     packs = dtype is None and native and not device
     packed = packs and held.can_pack
-    return Form(packed, packed and keepable and held.worth_keeping, dtype or fast, device, packs, keepable)
+    usual = StoredType.BF16 if device else fast
+    return Form(packed, packed and keepable and held.worth_keeping, dtype or usual, device, packs, keepable)
