@@ -24,7 +24,7 @@ from pocketgem import kernels
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import StoredType, tensor_bytes
 from pocketgem.errors import CheckpointError, RunError, WeightsError
-from pocketgem.memory import packed, packed_draft, packed_file
+from pocketgem.memory import packed, packed_draft, packed_file, packed_place
 from pocketgem.memory.packed import PackedWeights, packed_weights
 from pocketgem.memory.packed_place import default_cache
 
@@ -644,7 +644,7 @@ def test_the_cache_lies_beside_the_model(model: Path) -> None:
 
 def test_else_it_lies_in_the_persons_cache(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != model.parent)
-    monkeypatch.setattr(packed.sys, "platform", "linux")
+    monkeypatch.setattr(packed_place.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     first, second = default_cache(model), default_cache(model.with_name("other.gguf"))
     assert first is not None
@@ -660,7 +660,7 @@ def test_else_it_lies_in_the_persons_cache(model: Path, tmp_path: Path, monkeypa
     other = default_cache(model)
     assert other is not None
     assert other.parent == tmp_path / "home" / ".cache" / "pocketgem" / "packed"
-    monkeypatch.setattr(packed.sys, "platform", "darwin")
+    monkeypatch.setattr(packed_place.sys, "platform", "darwin")
     other = default_cache(model)
     assert other is not None
     assert other.parent == tmp_path / "home" / "Library" / "Caches" / "pocketgem" / "packed"

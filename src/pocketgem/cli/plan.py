@@ -52,7 +52,7 @@ Target = Annotated[
     typer.Argument(metavar="MODEL", help="As for run; or a config.json, or a released layout such as gemma-4-31B."),
 ]
 DeviceMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="The card's memory, such as 24GiB.")]
-Device = Annotated[DeviceChoice, typer.Option("--device", help="Where the weights would be: this version runs on cpu.")]
+Device = Annotated[DeviceChoice, typer.Option("--device", help="Where the layers would run.")]
 Sequences = Annotated[int, typer.Option(min=1, max=MOST_SEQUENCES, help="Conversations side by side, each as long.")]
 Format = Annotated[str | None, typer.Option(metavar="TYPE", help="As if the weights were stored so: q4_0, q8_0, bf16.")]
 Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the bars into an SVG file.")]

@@ -123,6 +123,8 @@ def _reach(plan: Plan, wish: Wish) -> str:
     tokens = max(plan.setting.context, largest_context(plan.held, plan.setting, wish, plan.base, plan.placement))
     if tokens >= limit:
         return f"So does its whole context of {limit:,} tokens."
+    if tokens == plan.setting.context:
+        return f"That is about the longest context that fits; the model's own limit is {limit:,}."
     return f"At these places the context can be up to {tokens:,} tokens; the model's own limit is {limit:,}."
 
 

@@ -22,6 +22,7 @@ from pocketgem.sizes import gib
 USUAL_CONTEXT = 4096  # where nobody says and nothing limits
 LEAST_CONTEXT = 1024  # a budget that has no room for this is too small
 CONTEXT_STEP = 256
+CAREFUL = 0.97  # of a budget is filled with what is chosen freely: plans are near what is measured, not equal to it
 SMALLEST_FORMAT = StoredType.Q4_0
 
 
@@ -71,10 +72,14 @@ def _usual_or_least(held: Holdings, setting: Setting, wish: Wish, base: Base, li
 
 
 def largest_context(held: Holdings, setting: Setting, wish: Wish, base: Base, placement: Placement) -> int:
-    """The most tokens that fit at these places, a multiple of ``CONTEXT_STEP`` or the model's limit; 0 if none do."""
+    """The most tokens that fit at these places, a multiple of ``CONTEXT_STEP`` or the model's limit; 0 if none do.
+
+    A little of the budget is left.
+    """
+    careful = replace(wish, memory=_most(wish.memory), device_memory=_most(wish.device_memory))
 
     def fits(tokens: int) -> bool:
-        return meets(plan(held, replace(setting, context=tokens), placement, base), wish)
+        return meets(plan(held, replace(setting, context=tokens), placement, base), careful)
 
     limit = held.config.max_position_embeddings
     if fits(limit):
@@ -84,6 +89,10 @@ def largest_context(held: Holdings, setting: Setting, wish: Wish, base: Base, pl
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * CONTEXT_STEP) else (low, middle)
     return low * CONTEXT_STEP
+
+
+def _most(budget: int | None) -> int | None:
+    return None if budget is None else int(budget * CAREFUL)
 
 
 def meets(made: Plan, wish: Wish) -> bool:
@@ -116,7 +125,7 @@ def _placements(held: Holdings, setting: Setting, wish: Wish, base: Base) -> Ite
         yield all_in
         if can_budget(held, setting.form) and wish.expert_bytes is None and wish.memory is not None:
             none = plan(held, setting, replace(all_in, expert_bytes=0), base)
-            room = wish.memory - none.needed
+            room = int(wish.memory * CAREFUL) - none.needed
             yield replace(all_in, expert_bytes=max(room, least_expert_bytes(held)))
 
 
@@ -176,8 +185,13 @@ def _alternatives(held: Holdings, setting: Setting, wish: Wish, base: Base, now:
         )
     smaller = holdings_as(held.config, SMALLEST_FORMAT, held.model)
     smaller = replace(smaller, header=held.header, listed_merges=held.listed_merges)
-    form = replace(setting.form, packed=setting.form.packed or setting.form.packs, kept=setting.form.keepable)
+    kept = setting.form.keepable and smaller.worth_keeping
+    form = replace(setting.form, packed=setting.form.packed or setting.form.packs, kept=kept)
     yield f"weights as {SMALLEST_FORMAT}", plan(smaller, replace(setting, form=form), at, base)
+    if setting.device:
+        form = replace(setting.form, blocks=True)
+        name = f"{SMALLEST_FORMAT} weights on the card as they are stored, which this version does not run yet,"
+        yield name, plan(smaller, replace(setting, form=form), at, base)
 
 
 def _refusal(held: Holdings, setting: Setting, wish: Wish, base: Base, made: list[Plan]) -> str:

@@ -17,7 +17,16 @@ from pocketgem.memory.holdings import Holdings
 from pocketgem.memory.kv_rows import KindCost, kv_costs
 from pocketgem.memory.program import EXPERT_OBJECTS, LATER_CODE, LAYER_OBJECTS, Base, TextBytes, text_bytes
 from pocketgem.memory.step_bytes import PREFILL_CHUNK, step_bytes
-from pocketgem.memory.weights import Form, Line, Places, largest_packed, packing_bytes, unpacking_bytes, weight_lines
+from pocketgem.memory.weights import (
+    Form,
+    Line,
+    Places,
+    largest_packed,
+    largest_unpacked,
+    packing_bytes,
+    unpacking_bytes,
+    weight_lines,
+)
 
 DEVICE_BASE = 600 << 20  # a card's context and libraries. An estimate: no card was at hand when this was written
 LAST = "last conversation"
@@ -125,7 +134,7 @@ def plan(held: Holdings, setting: Setting, placement: Placement, base: Base) -> 
 def cache_itemsize(config: ModelConfig, form: Form) -> int:
     """Bytes of a number in the cache: bfloat16 where layers are fused, else as activations are."""
     fused = form.packed and all(layer.head_dim % HEAD_DIM_STEP == 0 for layer in config.layers)
-    return 2 if fused or form.device else form.itemsize
+    return 2 if fused else form.itemsize
 
 
 def cache_costs(config: ModelConfig, setting: Setting) -> tuple[KindCost, ...]:
@@ -142,9 +151,7 @@ def _cache_lines(config: ModelConfig, setting: Setting, placement: Placement) ->
         yield Line("cache", "growing", None, growing, place, "one layer's old buffers while it moves to larger ones")
     if placement.kept:
         past = placement.kept * sum(cost.held for cost in costs)
-        yield Line(
-            "cache", "last conversation", None, past, place, "kept, so that its next turn need not read it again"
-        )
+        yield Line("cache", LAST, None, past, place, "kept, so that its next turn need not read it again")
 
 
 def _growth(cost: KindCost, setting: Setting) -> str:
@@ -166,13 +173,12 @@ def _step_lines(config: ModelConfig, setting: Setting) -> Iterator[Line]:
         context=setting.context,
         threads=setting.threads,
         packed=setting.form.packed,
-        itemsize=2 if setting.device else setting.form.itemsize,  # a card computes in bfloat16
-        tiled=setting.device,
+        itemsize=setting.form.itemsize,
     )
     place: Literal["device", "ram"] = "device" if setting.device else "ram"
-    yield Line(
-        "step", "kernel buffers", None, step.buffers, place, f"rows as int8, products, tiles; {rows} rows a step"
-    )
+    if step.buffers:
+        why = f"rows as int8, products, tiles; {rows} rows a step"
+        yield Line("step", "kernel buffers", None, step.buffers, place, why)
     yield Line("step", "activations", None, step.activations, place, f"{rows} rows between layers")
     logits = f"{setting.sequences} x {config.vocab_size:,} scores as float32, with the sampler's copies"
     yield Line("step", "logits", None, step.logits, place, logits)
@@ -209,15 +215,18 @@ def _phases(held: Holdings, setting: Setting, lines: tuple[Line, ...], base: Bas
             passing = within - largest_packed(held)
             yield Phase("packing, at the first start", program_private, program_mapped + within, passing)
         else:
-            yield Phase("packing", program_private + private, program_mapped + within - private)
-    elif not setting.device:
+            source = max(0, within - private)  # a matrix of the file, beside what it becomes
+            yield Phase("packing", program_private + private, program_mapped + source, source)
+    elif setting.device:
+        through = largest_unpacked(held, setting.form), unpacking_bytes(held, setting.form)
+        yield Phase(
+            "bringing weights to the card", program_private + through[0], program_mapped + through[1], through[1]
+        )
+    else:
         mapped += unpacking_bytes(held, setting.form)
     work = sum(_sums(lines, section)[0] for section in ("cache", "step"))
     kept = sum(line.size for line in lines if line.name == LAST and line.place == "ram")
-    running, passed = (
-        program_private + private + work,
-        0 if setting.form.packed else mapped - _sums(lines, "weights")[1],
-    )
+    running, passed = program_private + private + work, mapped - _sums(lines, "weights")[1]
     yield Phase("the first answer", running - kept, program_mapped + mapped, passed)
     if kept:
         yield Phase("answers after it", running, program_mapped + mapped, passed)
@@ -235,4 +244,5 @@ def chosen_form(
     """What the loader will make of the weights; ``dtype``: None where it may choose. See ``parts.model_of``."""
     packs = dtype is None and native and not device
     packed = packs and held.can_pack
-    return Form(packed, packed and keepable and held.worth_keeping, dtype or fast, device, packs, keepable)
+    usual = StoredType.BF16 if device else fast
+    return Form(packed, packed and keepable and held.worth_keeping, dtype or usual, device, packs, keepable)

@@ -42,19 +42,15 @@ def step_bytes(
     threads: int,
     packed: bool,
     itemsize: int,
-    tiled: bool = False,
 ) -> StepBytes:
     """The largest step: ``rows`` prompt tokens of one sequence beside one token of each other, after ``context``.
 
-    packed: whether the compiled kernels run. itemsize: bytes of an activation. tiled: whether attention goes through
-    keys tile by tile, as on a card; else torch holds a mask, and keys and values once for each query head.
+    packed: whether the compiled kernels run. itemsize: bytes of an activation.
     """
     rows += sequences - 1
     early = [layer for layer in config.layers if layer.index < config.last_writer] or list(config.layers[:1])
     buffers = _buffers(config, early, rows, threads) if packed else 0
-    inside = (
-        0 if packed else max(_torch_layer(config, layer, rows, 0 if tiled else context, itemsize) for layer in early)
-    )
+    inside = 0 if packed else max(_torch_layer(config, layer, rows, context, itemsize) for layer in early)
     activations = max(_entering(config, rows, itemsize), _between(config, rows, itemsize) + inside)
     return StepBytes(buffers, activations, 4 * sequences * config.vocab_size * NARROW)
 

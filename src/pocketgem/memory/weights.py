@@ -34,7 +34,8 @@ class Line:
 class Form:
     """What weights become. ``packed``: the kernels' layout, else ``dtype``. ``kept``: packed into a mapped file.
 
-    packs, keepable: whether weights in blocks would be packed, and whether there is a place to keep them.
+    packs, keepable: whether weights in blocks would be packed, and whether there is a place to keep them. device: on a
+    card, as ``dtype``; blocks: there as they are stored, which this version does not run: to say what it would save.
     """
 
     packed: bool
@@ -43,6 +44,7 @@ class Form:
     device: bool = False
     packs: bool = True
     keepable: bool = True
+    blocks: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -66,7 +68,7 @@ def weight_lines(held: Holdings, form: Form, places: Places) -> tuple[Line, ...]
 
 def _groups(held: Holdings, form: Form, places: Places) -> Iterator[Line]:
     tied = held.config.tied_head
-    if form.packed or form.device:
+    if form.packed:
         yield _looked_up(held, "embedding", "embedding", places.tokens, HOT_EMBEDDINGS)
         yield _held(held, form, "embedding" if tied else "head", "head", _why(form, "read whole for each token"))
     else:
@@ -100,8 +102,6 @@ def _home(form: Form) -> Where:
 
 
 def _why(form: Form, use: str) -> str:
-    if form.device:
-        return f"{use}: the card's memory is the fastest"
     if not form.packed:
         return f"as {form.dtype.lower()}; {use}"
     return f"packed for the kernels, {use}" + (", mapped from the file that keeps them" if form.kept else "")
@@ -145,7 +145,7 @@ def _size(tensor: Holding, form: Form) -> int:
     """Bytes of a tensor in memory."""
     if not tensor.is_matrix and (form.packed or "norm" in tensor.name):
         return tensor.numel * 4  # norms stay float32
-    if form.device:
+    if form.device and form.blocks:
         return tensor.stored
     if not form.packed:
         return tensor.numel * form.dtype.type_size
@@ -193,6 +193,11 @@ def _packable(held: Holdings) -> list[Holding]:
     """What the loader packs: every matrix in blocks that is multiplied, so not the table, and an embedding if tied."""
     looked_up = {"per_layer_table"} | (set() if held.config.tied_head else {"embedding"})
     return [tensor for tensor in held.used if tensor.in_blocks and tensor.group not in looked_up]
+
+
+def largest_unpacked(held: Holdings, form: Form) -> int:
+    """Bytes of the largest tensor on its way to a card: they go one at a time."""
+    return max(_size(tensor, form) for tensor in held.used if tensor.group != "per_layer_table")
 
 
 def unpacking_bytes(held: Holdings, form: Form) -> int:
