@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,7 +40,7 @@ TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny folder whose rows fill blocks, in bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
         for key, value in {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}.items():
@@ -49,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         made = cli_models.save_model(tmp_path_factory.mktemp("models") / "tiny", template=cli_models.TEMPLATE)
     weights = {name: (one * 0.2).bfloat16() for name, one in load_file(made / "model.safetensors").items()}
     save_file(weights, made / "model.safetensors")
-    yield made
+    return made
 
 
 @pytest.fixture(scope="module")

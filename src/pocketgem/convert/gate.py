@@ -59,8 +59,9 @@ class Limits:
         return faults
 
 
-# The gate finds what is broken, not what is coarse: these are about 1.5 to 2 times what sound rounding was measured at
-# on the 270M, the smallest of the family and the most easily disturbed (docs/quantize.md). A scale gone wrong costs nats.
+# The gate finds what is broken, not what is coarse: these are about 1.5 to 2 times what sound rounding was measured
+# at on the 270M, the smallest of the family and the most easily disturbed (docs/quantize.md). A scale gone wrong costs
+# nats.
 LIMITS = {
     Format.Q8_0: Limits(0.005, 0.05, 0.95),
     Format.Q6_K: Limits(0.01, 0.1, 0.93),

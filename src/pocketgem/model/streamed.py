@@ -6,7 +6,7 @@ exactly as its file defines it. It is how a quantised file is compared with its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -68,7 +68,7 @@ def build_streamed(checkpoint: Checkpoint, read: Read = as_stored) -> Gemma:
         _fill(model, slot, checkpoint, read)
     if model.per_layer is not None:
         table = _one(checkpoint.tensors[names.TABLE])
-        model.per_layer.table = StreamedRows(read(names.TABLE, table), checkpoint.config.num_layers)
+        model.per_layer.table = StreamedRows(read(names.TABLE, table))
     model.has_own_threads = False
     return model.eval()
 
@@ -133,15 +133,22 @@ class StreamedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return _looked_up(self.matrix, ids) * self.scale
 
+    def expect(self, ids: Sequence[int]) -> None:
+        """As ``StreamedRows.expect``."""
+
 
 class StreamedRows:
     """The per-layer table: a row source as those of ``memory/rows.py``."""
 
-    def __init__(self, matrix: Matrix, num_layers: int) -> None:
-        self.matrix, self.num_layers = matrix, num_layers
+    def __init__(self, matrix: Matrix) -> None:
+        self.matrix = matrix
 
     def rows(self, ids: Tensor, factor: float = 1.0) -> Tensor:
-        return (_looked_up(self.matrix, ids) * factor).view(len(ids), self.num_layers, -1)
+        """See ``RowSource``."""
+        return _looked_up(self.matrix, ids) * factor
+
+    def expect(self, ids: Sequence[int]) -> None:
+        """Nothing is read ahead: one pass over a text does not wait to be shown."""
 
 
 def _looked_up(matrix: Matrix, ids: Tensor) -> Tensor:
