@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,15 @@ class Group:
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: object) -> Held:
         """Run to the end. ``options`` go to ``subprocess.Popen``."""
         child = subprocess.Popen(command, preexec_fn=self.enter, env=environment, **options)  # type: ignore[call-overload]
-        _, status, usage = os.wait4(child.pid, 0)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a group left behind would stay for ever
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
         rc = os.waitstatus_to_exitcode(status)
         met = self.number(self.files.met) if self.files is _V1 else self.number(self.files.met, "max")
         return Held(

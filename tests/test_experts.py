@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -392,3 +396,26 @@ def test_bench_reports_what_a_token_cost(file: Path, capfd: pytest.CaptureFixtur
     assert set(rows) == {"prefill 12", "decode @4", "2 sequences"}
     assert all(0 <= cost["hit_rate"] <= 1 and cost["bytes_per_token"] > 0 for cost in rows.values())
     assert "experts, decode @4:" in out
+
+
+def test_readers_are_gone_before_the_interpreter_is(file: Path) -> None:
+    """A daemon thread that wakes later ends the process with SIGABRT, now and then: so look at the threads."""
+    code = (
+        "import atexit, sys, threading\n"
+        "atexit.register(lambda: print([one.name for one in threading.enumerate() if 'reader' in one.name]))\n"
+        "from pocketgem import LLM, SamplingParams\n"
+        "llm = LLM.load(sys.argv[1], expert_memory=1 << 20)\n"
+        "llm.generate([300, 301, 302], params=SamplingParams(max_tokens=2))\n"
+        "print(sum('reader' in one.name for one in threading.enumerate()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n", 1)) == (0, ["4", "[]\n"]), done.stderr
+
+
+def test_readers_go_with_their_model(checkpoint: Checkpoint, slot: int) -> None:
+    before = threading.active_count()
+    model = built(checkpoint, 4 * slot)
+    assert threading.active_count() == before + direct.THREADS
+    del model
+    gc.collect()
+    assert threading.active_count() == before

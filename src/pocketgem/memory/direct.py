@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -78,13 +78,16 @@ class Readers:
     """Threads that read while somebody computes. One caller at a time."""
 
     def __init__(self, file: DirectFile, threads: int = THREADS) -> None:
-        self._threads = threads
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
-        for number in range(threads):
-            arguments = (file, self._jobs, self._done)
-            threading.Thread(target=_work, args=arguments, name=f"reader-{number}", daemon=True).start()
-        weakref.finalize(self, _dismiss, self._jobs, threads)
+        arguments = (file, self._jobs, self._done)
+        self._threads = [
+            threading.Thread(target=_work, args=arguments, name=f"reader-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+        weakref.finalize(self, _dismiss, self._jobs, self._threads)
 
     def ask(self, tag: int, target: memoryview, start: int, check: Check | None = None) -> None:
         """Have a range read, then checked by the thread that read it; ``tag`` comes back from ``next``."""
@@ -102,9 +105,9 @@ class Readers:
         """Wait until nothing is being read, and forget what was: also after an interrupt that lost count of it."""
         pause = _Pause(threading.Semaphore(0), threading.Event())
         try:
-            for _ in range(self._threads):
+            for _ in self._threads:
                 self._jobs.put(pause)
-            for _ in range(self._threads):  # each thread stops once, after all that was asked before
+            for _ in self._threads:  # each thread stops once, after all that was asked before
                 pause.stopped.acquire()
         finally:
             pause.go_on.set()
@@ -150,6 +153,10 @@ def _read(file: DirectFile, job: _Read) -> Exception | None:
     return None
 
 
-def _dismiss(jobs: SimpleQueue[Job], threads: int) -> None:
-    for _ in range(threads):
+def _dismiss(jobs: SimpleQueue[Job], threads: Sequence[threading.Thread]) -> None:
+    """End the threads, and see them go: one that wakes while the interpreter leaves takes the process down with it."""
+    for _ in threads:
         jobs.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():  # a collection may run in any thread, also in one of these
+            thread.join()
