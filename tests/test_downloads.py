@@ -22,6 +22,8 @@ import sys
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.cli import main
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # what was received of a piece is lost: 10 MB are more than all
 open_checkpoint(resolve("someone/model"))
 sys.exit(main(["verify", "someone/model"]))
 """
@@ -53,7 +55,10 @@ class Answer(BaseHTTPRequestHandler):
         if self.path.startswith("/api/"):
             siblings = [{"rfilename": name} for name in self.server.files]
             info = {"id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
-            return self.answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            files = self.server.files.items()
+            tree = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files]
+            told = json.dumps(tree if "/tree/" in self.path else info).encode()
+            return self.answer(200, told, {"Content-Type": "application/json"})
         name = self.path.rpartition("/")[2]
         if name not in self.server.files:
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
@@ -111,7 +116,8 @@ def test_a_cut_download_is_resumed_where_it_was_cut(hub: Hub, tmp_path: Path) ->
     done = download(hub, tmp_path / "home")
     assert done.returncode == 0, done.stderr
     half = len(hub.files["model.safetensors"]) // 2
-    assert any(wanted.startswith(f"bytes={half}-") for wanted in hub.ranges)
+    (wanted,) = hub.ranges
+    assert half - (1 << 16) < int(wanted.removeprefix("bytes=").rstrip("-")) <= half
 
 
 def test_a_damaged_download_is_refused_removed_and_asked_for_again(hub: Hub, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from pocketgem.config.to_hf import to_hf
 from pocketgem.convert.export import export_to_gguf, export_to_safetensors
 from pocketgem.errors import CheckpointError, RunError
 from pocketgem.memory.packed_draft import Draft as PackedDraft
-from pocketgem.memory.packed_file import head_of, open_kept
+from pocketgem.memory.packed_file import Body, head_of, open_kept
 from pocketgem.model.cache import Step
 from pocketgem.text.tokenizer import Tokenizer
 from pocketgem.text.vocab import Vocabulary
@@ -355,6 +355,7 @@ def test_killed_at_any_moment_no_file_loads_wrong(tmp_path: Path) -> None:
         time.sleep(0.013 * (moment + 1) % 0.11)
         child.kill()
         child.wait()
+        child.stdout.close()
         for path, weights in expected.items():
             if path.exists():
                 found = open_checkpoint(resolve(path)).tensors
@@ -426,19 +427,20 @@ def test_places_that_cannot_be_written_to_are_bad_input(tmp_path: Path) -> None:
 
 
 PACKING = """
-import sys
+import struct, sys
 from pathlib import Path
 import torch
 from pocketgem.memory.packed_draft import Draft as PackedDraft
-from pocketgem.memory.packed_file import body_start, checksums, head_of
+from pocketgem.memory.packed_file import Body, body_start, checksums, head_of
 target, size = Path(sys.argv[1]), int(sys.argv[2])
-head = head_of({"weights": "packed"})
-start = body_start(head, size)
+head, body = head_of({"weights": "packed"}), Body((0,), size)
+start = body_start(head, len(body.pieces))
 print("ready", flush=True)
 while True:
-    with Draft(target, start + size) as draft:
+    with PackedDraft(target, start + size) as draft:
         draft.data[start:] = torch.arange(size) % 251
-        first = head + checksums(draft.data[start:])
+        sums = checksums(draft.data[start:], body.pieces)
+        first = head + struct.pack(f"<{len(sums)}Q", *sums)
         draft.data[: len(first)] = torch.frombuffer(bytearray(first), dtype=torch.uint8)
         draft.publish()
     print("round", flush=True)
@@ -457,9 +459,9 @@ def test_a_packed_cache_whose_writer_was_killed_is_whole_or_not_there(tmp_path: 
         child.wait()
         child.stdout.close()
         if target.exists():
-            kept = open_kept(target, head_of({"weights": "packed"}), size)
+            kept = open_kept(target, head_of({"weights": "packed"}), Body((0,), size))
             assert kept is not None
-            assert torch.equal(kept.data[-size:].long(), torch.arange(size) % 251)
+            assert torch.equal(kept.body.long(), torch.arange(size) % 251)
             whole += 1
     assert whole > 0
     with PackedDraft(target, 4096):

@@ -174,7 +174,8 @@ class Hub(BaseHTTPRequestHandler):
         data = self.repositories[repo].get(name)
         if data is None:
             return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-        return self.reply(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        name_in_git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        return self.reply(200, data, {"ETag": f'"{name_in_git}"', "X-Repo-Commit": COMMIT})
 
     def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -7,7 +7,7 @@ import re
 from pocketgem.errors import InputError
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:
@@ -15,7 +15,7 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise InputError(f"not a size in bytes: {text.strip()[:40]!r}; write it like 4GiB, 512MB or 4096")
-    number, prefix, binary = found[1], found[2].lower(), found[3]
+    number, prefix, binary = found[1], (found[2] or "").lower(), found[3]
     decimal = not binary and text.strip().lower().endswith("b") and prefix
     size = int(float(number) * (1000 if decimal else 1024) ** _POWERS[prefix])
     if size < 1:

@@ -18,7 +18,7 @@ from pocketgem.checkpoint.stream import SourceTensor, read_values
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.config import decoder_shapes
-from pocketgem.errors import WeightsError
+from pocketgem.errors import CheckpointError, WeightsError
 
 FLOATS = (StoredType.F32, StoredType.F16, StoredType.BF16)
 HALVES = (StoredType.BF16, StoredType.F16)
@@ -49,8 +49,9 @@ def _parts(tensor: TextTensor) -> tuple[StoredTensor, ...]:
 
 
 def folder_as_folder(checkpoint: Checkpoint) -> list[SourceTensor]:
-    """All tensors of a folder, towers too, as they are."""
-    assert checkpoint.location.folder is not None
+    """All tensors of a folder, towers too, as they are. Raises CheckpointError for a checkpoint that is no folder."""
+    if checkpoint.location.folder is None:
+        raise CheckpointError(f"{checkpoint.where}: not a folder with safetensors")
     every = open_safetensors(checkpoint.location.folder)
     return [SourceTensor(name, one.shape, one.type, (one,)) for name, one in every.items()]
 

@@ -8,6 +8,8 @@ always be told, and does not matter: all that fit give the same weights.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -20,18 +22,21 @@ _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.floa
 def grid_q4_0(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [n, 32] -> Q4_0 blocks uint8 [n, 18], and which of them (bool [n]) are the weights exactly.
 
-    Exactly: dequantised and rounded to the weights' own type (bfloat16, float16 or float32) they are equal. Blocks
-    that are not are zeros.
+    Exactly: dequantised and rounded to the weights' own type (bfloat16, float16 or float32) they are equal, and of
+    the same bits where some scale gives these. Blocks that are not are zeros.
     """
     blocks = torch.zeros(weights.shape[0], 18, dtype=torch.uint8)
     blocks[:, 2:] = 0x88  # all steps zero, for blocks of zeros
     exact = (weights == 0).all(1)
     size, low, high = _ranges(weights)
-    for largest in range(STEPS, 0, -1):
+    ways = product((True, False), range(STEPS, 0, -1))  # the same bits first, then equal numbers: a zero has two signs
+    for signs, largest in ways:
         left = (~exact).nonzero()[:, 0]
         if not len(left):
             break
         scale, steps, found = _try(weights[left], size[left], low[left], high[left], largest)
+        if signs:
+            found &= (scale * steps).to(weights.dtype).signbit().eq(weights[left].signbit()).all(1)
         where = left[found]
         blocks[where] = nibbles_q4_0(scale[found].t(), (steps[found] + STEPS).to(torch.uint8).t()).t()
         exact[where] = True

@@ -51,5 +51,11 @@ def compare(expected: Iterable[Floats], found: Iterable[Floats], ids: Sequence[i
         kl_p99=float(np.quantile(divergences, 0.99)),
         kl_max=max(divergences),
         same_top1=float(np.mean(same)),
-        perplexity=float(np.exp(np.mean(losses))),
+        perplexity=_perplexity(losses),
     )
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    """Infinite where a ruined model's is beyond all numbers."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.mean(losses)))
