@@ -64,7 +64,7 @@ def _try(weights: Tensor, size: Tensor, low: Tensor, high: Tensor, largest: int)
     floor = torch.where(used, low / count, 0.0).amax(1, keepdim=True)
     ceiling = torch.where(used, high / count, torch.inf).amin(1, keepdim=True)
     flipped = _flipped(weights, count)
-    steps = torch.where((weights < 0) ^ flipped, -count, count).float()
+    steps = torch.where((weights < 0) ^ flipped, -count, count).float() + 0.0  # a step that is stored has no minus zero
     scale, found = torch.zeros(len(weights), 1), torch.zeros(len(weights), dtype=torch.bool)
     nearest = ((floor + ceiling) / 2).half()  # a float16 in the range, if there is one, is not farther than its edge
     for shift in (0, -1, 1):  # the edges themselves round to the even neighbour
