@@ -14,7 +14,7 @@ from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.errors import CheckpointError, WeightsError
-from pocketgem.text.parse import Thought
+from pocketgem.text.events import Thought
 from tests.text_fixtures import gemma4_metadata, spm_metadata
 from tests.twins import BLOCKS, make_twin
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
+from pocketgem.text.events import Content, Event, Thought
+from pocketgem.text.parse import OutputParser, opens_thought
 from pocketgem.text.tokenizer import Tokenizer
 from tests import text_fixtures as fixtures
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from pocketgem.llm import LLM
-    from pocketgem.text.parse import Content, Thought
+    from pocketgem.text.events import Content, Thought
 
 __version__ = "0.1.0"
 
@@ -58,8 +58,8 @@ _ROOMS = {
     "LLM": "llm",
     "FinishReason": "engine.request",
     "SamplingParams": "engine.request",
-    "Content": "text.parse",
-    "Thought": "text.parse",
+    "Content": "text.events",
+    "Thought": "text.events",
 }
 
 

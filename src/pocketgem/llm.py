@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from pocketgem import kernels
-from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, TokenLogprob, fold
+from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, fold
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
-from pocketgem.engine.loop import Engine, Output
+from pocketgem.engine.loop import Engine
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.engine.scheduler import Scheduler
@@ -41,10 +41,10 @@ from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
 from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
-from pocketgem.text.parse import Content, Event, OutputParser, Thought, opens_thought
-from pocketgem.text.stops import StopStrings
+from pocketgem.text.events import Content, Event, Thought
 from pocketgem.text.tokenizer import Tokenizer
 
 HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
@@ -203,27 +203,12 @@ class LLM:
         yield from self._pieces(self.flights.start(request), on_prefill)
 
     def _pieces(self, run: Run, on_prefill: Progress | None) -> Iterator[Piece]:
-        """Ids of a run -> text, cut at the first stop string and never showing a part of one."""
-        decoder, stops = self.tokenizer.stream(), StopStrings(run.params.stop)
+        reader = TextReader(self.tokenizer, run)
         for output in self.flights.outputs(run, on_prefill):
-            text, stopped = stops.push(decoder.push(run.visible(output)))
-            if stopped:
+            piece = reader.read(output)
+            if reader.stopped:
                 self.flights.end(run)
-            elif run.finish is not None:
-                text += _finished_text(decoder.finish(), stops)
-            yield self._piece(run, output, text)
-
-    def _piece(self, run: Run, output: Output, text: str) -> Piece:
-        ids = () if output.sampled is None else (output.sampled.id,)
-        stats = run.stats if run.finish is not None else None
-        return Piece(text, ids, self._logprobs(output), run.finish, stats)
-
-    def _logprobs(self, output: Output) -> tuple[TokenLogprob, ...]:
-        """The output's log-probability with its alternatives, where it was asked for."""
-        one = output.sampled
-        if one is None or one.logprob is None:
-            return ()
-        return (TokenLogprob(one.id, self.detokenize([one.id]), one.logprob, one.top),)
+            yield piece
 
     # ---- chat ------------------------------------------------------------------------------------------------------
 
@@ -279,25 +264,13 @@ class LLM:
         return Reply(content, thought, end.finish, end.stats, end.ids, end.logprobs)
 
     def _events(self, request: Request, on_prefill: Progress | None) -> Iterator[Event | Finished]:
-        """Ids of a run -> content and thoughts; stop strings are looked for in the content."""
         run = self.flights.start(request)
-        open_thought = opens_thought(self.tokenizer, request.prompt_ids)
-        parser, stops = OutputParser(self.tokenizer, thought_open=open_thought), StopStrings(run.params.stop)
-        logprobs: list[TokenLogprob] = []
+        reader = ChatReader(self.tokenizer, run)
         for output in self.flights.outputs(run, on_prefill):
-            logprobs += self._logprobs(output)
-            events = parser.push(run.visible(output))
-            for event in [*events, *(parser.finish() if run.finish is not None else [])]:
-                shown, stopped = stops.push(event.text) if isinstance(event, Content) else (event.text, False)
-                if shown:
-                    yield replace(event, text=shown)
-                if stopped:
-                    self.flights.end(run)
-                    break
-        if rest := stops.finish():
-            yield Content(rest)
-        ids = tuple(run.sequence.output_ids)
-        yield Finished(run.finish or FinishReason.ABORT, run.stats, ids, tuple(logprobs))
+            yield from reader.read(output)
+            if reader.stopped:
+                self.flights.end(run)
+        yield from reader.finish()
 
     # ---- scoring ---------------------------------------------------------------------------------------------------
 
@@ -351,12 +324,6 @@ class LLM:
         request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
         self.engine.check(request.prompt_ids)
         return request
-
-
-def _finished_text(tail: str, stops: StopStrings) -> str:
-    """What is left when the ids end: an unfinished character, and text held back as a possible stop."""
-    text, stopped = stops.push(tail)
-    return text if stopped else text + stops.finish()
 
 
 def _engine(model: Gemma, context: int | None, plan: Plan | None) -> Engine:

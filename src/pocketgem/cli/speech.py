@@ -91,7 +91,7 @@ def _stream(llm: LLM, manner: Manner, messages: Sequence[Message], on_prefill: C
 
 def _take(item: Any, speech: Speech, screen: Screen) -> None:
     from pocketgem.answers import Finished, Piece
-    from pocketgem.text.parse import Content, Thought
+    from pocketgem.text.events import Content, Thought
 
     if isinstance(item, Piece | Content):
         speech.content += item.text

@@ -17,31 +17,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
+from pocketgem.text.events import Content, Event, Thought
 from pocketgem.text.tokenizer import Tokenizer
 from pocketgem.text.vocab import TURN_ENDS
 
 _OPEN, _CLOSE, _CALL = "<|channel>", "<channel|>", "<|tool_call>"
 _SILENT = ("<bos>", "<eos>", "<pad>")
 _LABELS = ("thought\n", "\n")
-
-
-@dataclass(frozen=True)
-class Content:
-    """Text of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Thought:
-    """Text of the reasoning before it."""
-
-    text: str
-
-
-Event = Content | Thought
 
 
 class _State(enum.Enum):
@@ -118,12 +102,14 @@ def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
 
 
 def _joined(events: Iterable[Event]) -> list[Event]:
-    """Without empty events, and with neighbours of the same kind as one."""
+    """Without empty texts, and with neighbouring texts of the same kind as one."""
     joined: list[Event] = []
     for event in events:
-        if not event.text:
-            continue
-        if joined and type(joined[-1]) is type(event):
-            event = type(event)(joined.pop().text + event.text)
+        if isinstance(event, (Content, Thought)):
+            if not event.text:
+                continue
+            if joined and isinstance(last := joined[-1], (Content, Thought)) and type(last) is type(event):
+                event = replace(event, text=last.text + event.text)
+                del joined[-1]
         joined.append(event)
     return joined

@@ -1,0 +1,87 @@
+"""Outputs of a run as they come -> text or events. Push by push: whoever waits for outputs, in a thread or in a loop of
+asyncio, reads them with the same two readers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pocketgem.answers import Finished, Piece, TokenLogprob
+from pocketgem.engine.loop import Output
+from pocketgem.engine.request import FinishReason
+from pocketgem.flight import Run
+from pocketgem.text.events import Content, Event
+from pocketgem.text.parse import OutputParser, opens_thought
+from pocketgem.text.stops import StopStrings
+from pocketgem.text.tokenizer import Tokenizer
+
+
+class TextReader:
+    """A completion: ids to text, cut at the first stop string and never showing a part of one.
+
+    When ``stopped`` is true after a piece, that piece was the last: end the run.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, run: Run) -> None:
+        self.tokenizer, self.run, self.stopped = tokenizer, run, False
+        self._decoder, self._stops = tokenizer.stream(), StopStrings(run.params.stop)
+
+    def read(self, output: Output) -> Piece:
+        """What one output adds. The last one carries why it ended and the statistics."""
+        text, self.stopped = self._stops.push(self._decoder.push(self.run.visible(output)))
+        finish = FinishReason.STOP if self.stopped else self.run.finish
+        if finish is not None and not self.stopped:
+            text += self._tail()
+        ids = () if output.sampled is None else (output.sampled.id,)
+        stats = None if finish is None else self.run.stats
+        return Piece(text, ids, logprobs_of(output, self.tokenizer), finish, stats)
+
+    def _tail(self) -> str:
+        """What is left when the ids end: an unfinished character, and text held back as a possible stop."""
+        text, self.stopped = self._stops.push(self._decoder.finish())
+        return text if self.stopped else text + self._stops.finish()
+
+
+class ChatReader:
+    """An answer: ids to events; stop strings are looked for in the content. When ``stopped`` is true, end the run."""
+
+    def __init__(self, tokenizer: Tokenizer, run: Run) -> None:
+        self.tokenizer, self.run, self.stopped = tokenizer, run, False
+        self._parser = OutputParser(tokenizer, thought_open=opens_thought(tokenizer, run.sequence.request.prompt_ids))
+        self._stops = StopStrings(run.params.stop)
+        self._logprobs: list[TokenLogprob] = []
+
+    def read(self, output: Output) -> list[Event]:
+        """The events that are certain after one output."""
+        self._logprobs += logprobs_of(output, self.tokenizer)
+        return self._shown(self._parser.push(self.run.visible(output)))
+
+    def finish(self) -> list[Event | Finished]:
+        """What was held back, and the end. Call it once, when the run has ended or ``stopped`` says so."""
+        events: list[Event | Finished] = [*self._shown([] if self.stopped else self._parser.finish())]
+        if rest := self._stops.finish():
+            events.append(Content(rest))
+        reason = FinishReason.STOP if self.stopped else self.run.finish or FinishReason.ABORT
+        ids = tuple(self.run.sequence.output_ids)
+        return [*events, Finished(reason, self.run.stats, ids, tuple(self._logprobs))]
+
+    def _shown(self, events: list[Event]) -> list[Event]:
+        shown: list[Event] = []
+        for event in events:
+            if self.stopped:
+                break
+            if isinstance(event, Content):
+                text, self.stopped = self._stops.push(event.text)
+                event = replace(event, text=text)
+                if not text:
+                    continue
+            shown.append(event)
+        return shown
+
+
+def logprobs_of(output: Output, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
+    """The output's log-probability with its alternatives, where it was asked for."""
+    one = output.sampled
+    if one is None or one.logprob is None:
+        return ()
+    return (TokenLogprob(one.id, tokenizer.decode([one.id]), one.logprob, one.top),)

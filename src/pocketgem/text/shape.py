@@ -1,0 +1,53 @@
+"""What an answer must look like, as a request asks for it. Data only: ``guides.py`` makes it so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ToolChoice(StrEnum):
+    """Whether the model calls tools. A tool's name asks for that very tool (``Shape.tool``)."""
+
+    NONE = "none"  # must not
+    AUTO = "auto"  # may
+    REQUIRED = "required"  # must, one or more
+
+
+@dataclass(frozen=True)
+class JsonObject:
+    """Any JSON object."""
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """JSON that a schema describes."""
+
+    schema: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Regex:
+    """Text that an expression matches whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rules for one answer.
+
+    tools            declarations as OpenAI has them: {"type": "function", "function": {"name", "parameters", ...}}
+    tool             with ``ToolChoice.REQUIRED``: the name of the one tool to call
+    parallel         whether one answer may hold several calls
+    format           what the content must be; thoughts and calls are free of it
+    thinking_budget  most tokens of thought before the channel is closed for it; None: no limit; 0: no thought
+    """
+
+    tools: tuple[Mapping[str, object], ...] = ()
+    choice: ToolChoice = ToolChoice.AUTO
+    tool: str | None = None
+    parallel: bool = True
+    format: JsonObject | JsonSchema | Regex | None = None
+    thinking_budget: int | None = None
