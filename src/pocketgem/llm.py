@@ -11,7 +11,7 @@ The streaming form is the real one; the other is a fold over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -29,7 +29,7 @@ from pocketgem.engine.loop import Engine
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
 from pocketgem.engine.sampler import log_probabilities
 from pocketgem.engine.scheduler import Scheduler
-from pocketgem.errors import PromptError
+from pocketgem.errors import PromptError, RunError
 from pocketgem.flight import Flights, Run
 from pocketgem.memory.experts import ExpertUse
 from pocketgem.memory.fit import Wish
@@ -304,7 +304,32 @@ class LLM:
             found += rows.gather(1, wanted)[:, 0].tolist()
         return found
 
+    @torch.inference_mode()
+    def embed(self, text: Prompt, *, chunk: int = 512, proceed: Callable[[], bool] = lambda: True) -> list[float]:
+        """The mean of the last hidden states after the final norm, made of length 1: ``[hidden_size]`` numbers.
+
+        proceed: asked before each ``chunk`` tokens; RunError when it says no. Raises PromptError as ``score`` does.
+        """
+        ids = self._ids(text)
+        self.engine.check(ids)
+        cache, total = self.model.new_cache(), torch.zeros(self.model.config.hidden_size)
+        for start in range(0, len(ids), chunk):
+            if not proceed():
+                raise RunError("the embedding was given up")
+            piece = ids[start : start + chunk]
+            step = Step.packed([cache], [len(piece)], logits=[len(piece)])
+            with self.flights.lock:
+                hidden = self.model(self.model.embed(torch.tensor(piece)), step)
+                step.commit()
+            total += hidden.float().sum(0).cpu()
+        direction: list[float] = (total / total.norm().clamp_min(1e-12)).tolist()
+        return direction
+
     # ---- requests in flight ----------------------------------------------------------------------------------------
+
+    def request(self, prompt: Prompt, *, params: SamplingParams | None = None, **sampling: Any) -> Request:
+        """A request for whoever drives the engine itself: the same checks, and the same options, as ``stream``'s."""
+        return self._request(prompt, self._params(params, sampling))
 
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if params is not None and sampling:
