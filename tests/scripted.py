@@ -1,6 +1,6 @@
 """A model that says what a script tells it to, with everything else real: tokenizer, template, engine, caches, sampler.
 
-    llm = scripted_llm(folder, Script({"weather": ['<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>', "Sun."]}))
+    llm = scripted_llm(folder, Script({"weather": ['<|tool_call>call:weather{days:2}<tool_call|>', "Sun."]}))
 
 Gemma 4's vocabulary in small, and a template in the manner of Gemma 4's. It is the tiny model of ``cli_models`` whose
 layers run as ever; only its logits are the script's: the id that comes next stands far above all others.
@@ -110,7 +110,7 @@ class ScriptedGemma(Gemma):
         return super().forward(inputs, step)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The script's choice for each row. Rows come in the order in which they were asked for, maybe some at a time."""
+        """The script's choice for each row. Rows come in the order they were asked for, maybe some at a time."""
         scores = super().logits(hidden)
         wanted, self._wanted = self._wanted[: len(hidden)], self._wanted[len(hidden) :]
         for row, (cache, length) in enumerate(wanted):

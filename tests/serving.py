@@ -101,6 +101,12 @@ def running(
         assert not thread.is_alive(), "the server does not end"
 
 
+def post_head(path: str, length: int, *more: str) -> bytes:
+    """The head of a POST of JSON, as bytes for a bare connection."""
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {length}"]
+    return "\r\n".join([*lines, *more, "", ""]).encode()
+
+
 def wait_for(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Return as soon as ``true()`` is. Raises AssertionError when it does not become so."""
     end = time.monotonic() + seconds
