@@ -256,7 +256,13 @@ def test_what_was_ignored_stands_in_the_answer() -> None:
 
 def test_messages_of_every_role_are_taken() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
-    echoed: dict[str, Any] = {"role": "assistant", "content": None, "reasoning_content": "hm", "refusal": None, "annotations": []}
+    echoed: dict[str, Any] = {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "hm",
+        "refusal": None,
+        "annotations": [],
+    }
     call = {"id": "c1", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "CET"}'}}
     messages = [
         {"role": "system", "content": "s"},

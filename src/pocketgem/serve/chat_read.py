@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pocketgem.engine.request import MAX_ID, MAX_LOGPROBS
 from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, FieldError, Fields, moved, shown
 from pocketgem.serve.history import MAX_MESSAGES, Message, call, joined, thought_of
 from pocketgem.serve.job import ChatJob
 from pocketgem.serve.options import EXTENSIONS, biases, effort, sampling, stops, thinking
-from pocketgem.serve.tools import MAX_TOOLS, Format, Tool, checked_names, declared, json_format, regex, shape
+from pocketgem.serve.tools import (
+    MAX_TOOLS,
+    Format,
+    Tool,
+    allowed_only,
+    checked_names,
+    declared,
+    json_format,
+    regex,
+    shape,
+)
 from pocketgem.text.shape import Shape, ToolChoice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -53,7 +61,7 @@ KNOWN = _READ | HARMLESS | REFUSED.keys()
 def read(body: object) -> Asked:
     """What it asks for. Raises FieldError for whatever is wrong, missing or not supported."""
     fields = Fields.of(body)
-    refuse(fields, REFUSED)
+    fields.refuse_any(REFUSED)
     _modalities(fields)
     _one_choice(fields)
     options = fields.section("stream_options")
@@ -68,19 +76,7 @@ def read(body: object) -> Asked:
         progress=stream,
     )
     usage, progress = options.flag("include_usage", False), options.flag("include_progress", False)
-    return Asked(job, usage or not stream, progress, ignored(fields, KNOWN))
-
-
-def refuse(fields: Fields, reasons: Mapping[str, str]) -> None:
-    """Raises FieldError for the first field that must not be ignored."""
-    for name, reason in reasons.items():
-        if fields.has(name):
-            fields.refuse(name, reason)
-
-
-def ignored(fields: Fields, known: set[str]) -> tuple[str, ...]:
-    """Fields that mean nothing here, for the answer to name; at most twenty of them."""
-    return tuple(shown(name).strip("'\"") for name in fields.data if name not in known and fields.has(name))[:20]
+    return Asked(job, usage or not stream, progress, fields.unread(KNOWN))
 
 
 def _one_choice(fields: Fields) -> None:
@@ -139,14 +135,6 @@ def _choice(fields: Fields, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], 
     return allowed_only(tools, names, allowed.at("tools")), ToolChoice(allowed.one_of("mode", ("auto", "required")))
 
 
-def allowed_only(tools: tuple[Tool, ...], names: set[str], path: str) -> tuple[Tool, ...]:
-    """The tools of these names. Raises FieldError for a name that none has."""
-    by_name = {str(tool["function"]["name"]): tool for tool in tools if isinstance(tool["function"], dict)}
-    if unknown := sorted(names - by_name.keys()):
-        raise FieldError(path, f"names {shown(unknown[0])}, which is none of the tools")
-    return tuple(tool for name, tool in by_name.items() if name in names)
-
-
 def _format(fields: Fields) -> Format | None:
     kinds = ("text", "json_object", "json_schema")
     given = fields.section("response_format")
@@ -182,7 +170,7 @@ def _message(fields: Fields) -> Message:
 
 
 def _assistant(fields: Fields) -> Message:
-    refuse(fields, {"function_call": "is deprecated; use tool_calls", "audio": "audio is not supported"})
+    fields.refuse_any({"function_call": "is deprecated; use tool_calls", "audio": "audio is not supported"})
     calls = [_call(one) for one in fields.sections("tool_calls", most=MAX_TOOLS)]
     message: Message = {"tool_calls": calls} if calls else {}
     if fields.has("content") or not (calls or fields.has("refusal")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pocketgem.serve.fields import FieldError, Fields, plain, shown
 from pocketgem.text.shape import JsonObject, JsonSchema, Regex, Shape, ToolChoice
@@ -42,6 +42,13 @@ def checked_names(tools: Sequence[Tool], path: str) -> tuple[Tool, ...]:
         if name in names[:index]:
             raise FieldError(f"{path}[{index}]", f"is a second tool of the name {name!r}")
     return tuple(tools)
+
+
+def allowed_only(tools: tuple[Tool, ...], names: Collection[str], path: str) -> tuple[Tool, ...]:
+    """The tools of these names. Raises FieldError for a name that none has."""
+    if unknown := sorted(set(names) - {name_of(tool) for tool in tools}):
+        raise FieldError(path, f"names {shown(unknown[0])}, which is none of the tools")
+    return tuple(tool for tool in tools if name_of(tool) in names)
 
 
 def shape(
