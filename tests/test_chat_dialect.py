@@ -151,19 +151,16 @@ def test_usage_comes_only_when_asked_for() -> None:
     assert not any("usage" in one.data for one in out if isinstance(one, Sent))
 
 
-@pytest.mark.parametrize(
-    "failed", [RunError("the model's file was changed"), ValueError("at 0x7f00deadbeef in /srv/x")]
-)
-def test_a_run_that_fails_in_the_middle_is_an_error_for_the_client(failed: Exception) -> None:
+def test_a_run_that_fails_in_the_middle_is_an_error_for_the_client() -> None:
     stream = chat.Stream(chat.read(body(stream=True)), STAMP)
-    sent = wire([*streamed(stream, [Content("so far")]), *stream.fail(failed)])
+    sent = wire([*streamed(stream, [Content("so far")]), *stream.fail(500, "the run failed")])
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=sent))
     api = openai.OpenAI(api_key="k", base_url="http://s/v1", http_client=httpx2.Client(transport=transport))
     seen: list[ChatCompletionChunk] = []
     with pytest.raises(openai.APIError) as caught:
         seen.extend(api.chat.completions.create(**body(), stream=True))
     assert seen[-1].choices[0].delta.content == "so far"
-    assert "0x7f" not in caught.value.message
+    assert caught.value.message == "the run failed"
     assert caught.value.type == "server_error"
 
 
@@ -238,7 +235,7 @@ def test_a_request_of_every_field_becomes_a_job() -> None:
         "repetition_penalty": 1.1,
         "presence_penalty": 0.2,
         "frequency_penalty": -0.2,
-        "logit_bias": {12: -100, 13: 1.5},
+        "logit_bias": {12: -math.inf, 13: 1.5},
     }
     assert job.shape.tool == "get_time"
     assert job.shape.choice is ToolChoice.REQUIRED

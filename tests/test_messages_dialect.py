@@ -19,7 +19,7 @@ from pocketgem.serve import messages
 from pocketgem.serve.dialect import Sent
 from pocketgem.serve.fields import FieldError
 from pocketgem.serve.job import Update
-from pocketgem.text.events import Content
+from pocketgem.text.events import Content, ToolCall
 from pocketgem.text.shape import JsonSchema, Regex, ToolChoice
 
 from .dialects import ABORT, BROKEN, DONE, READING, SCRIPTS, STAMP, WEATHER, handler, streamed, wire
@@ -133,15 +133,12 @@ def test_a_stop_string_is_named() -> None:
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "END")
 
 
-@pytest.mark.parametrize(
-    "failed", [RunError("the model's file was changed"), ValueError("at 0x7f00deadbeef in /srv/x")]
-)
-def test_a_run_that_fails_in_the_middle_is_an_error_for_the_client(failed: Exception) -> None:
+def test_a_run_that_fails_in_the_middle_is_an_error_for_the_client() -> None:
     stream = messages.Stream(messages.read(body(stream=True)), STAMP)
-    sent = wire([*streamed(stream, [Content("so far")]), *stream.fail(failed)])
+    sent = wire([*streamed(stream, [Content("so far")]), *stream.fail(500, "the run failed")])
     with pytest.raises(anthropic.APIStatusError) as caught:
         list(client([], sent).messages.create(**body(), stream=True))
-    assert "0x7f" not in str(caught.value)
+    assert "the run failed" in str(caught.value)
     assert caught.value.type == "api_error"
 
 
@@ -372,7 +369,8 @@ def problem(asked: object) -> str:
 
 
 def test_what_is_sent_is_json_whatever_the_model_writes() -> None:
-    call = WEATHER.__class__("f", {"x": math.inf, "y": [math.nan], "z": "\u2028"}, "")
+    call = ToolCall("f", {"x": math.inf, "y": [math.nan], "z": "\u2028"}, "")
     for one in streamed(messages.Stream(messages.read(body(stream=True)), STAMP), [call, DONE]):
         assert isinstance(one, Sent)
         json.loads(one.body, parse_constant=pytest.fail)
+    json.dumps(messages.whole(messages.read(body()), STAMP, [call, DONE]), allow_nan=False)

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pocketgem.engine.request import FinishReason
-from pocketgem.errors import RunError
 from pocketgem.serve.chat_read import KNOWN, read
 from pocketgem.serve.dialect import Asked, Out, Sent, Stamp, progress, progress_comment, to_json
-from pocketgem.serve.errors import field_of, message_of, openai, status_of
 from pocketgem.serve.errors import openai as error
 from pocketgem.serve.job import Done, Reading, Update
 from pocketgem.serve.said import CUT_OFF, empty_reason, failure, said, shown_text
@@ -74,10 +72,9 @@ class Stream:
             self._failed += 1
         return out
 
-    def fail(self, failed: Exception) -> list[Out]:
+    def fail(self, status: int, message: str) -> list[Out]:
         """The run failed after the stream began. Official clients raise APIError with the message."""
-        body = openai(status_of(failed), message_of(failed), field=field_of(failed))
-        return [Sent(None, body), END]
+        return [Sent(None, error(status, message)), END]
 
     def _reading(self, reading: Reading) -> list[Out]:
         """A comment; for those who asked, a chunk without choices, which official clients fold to nothing."""
@@ -95,7 +92,7 @@ class Stream:
 
     def _done(self, done: Done) -> list[Out]:
         if done.finish is FinishReason.ABORT:
-            return self.fail(RunError(CUT_OFF))
+            return self.fail(503, CUT_OFF)
         delta: dict[str, object] = {}
         if not self._calls:
             delta |= {} if self._text else {"content": ""}

@@ -68,7 +68,7 @@ class Fields:
     def unread(self, known: Collection[str]) -> tuple[str, ...]:
         """Fields that were given and are none of ``known``, for the answer to name; at most MAX_UNREAD of them."""
         names = (name for name in self.data if name not in known and self.has(name))
-        return tuple(_SURROGATE.sub("\ufffd", name[:60]) for name in islice(names, MAX_UNREAD))
+        return tuple(_SURROGATE.sub("\ufffd", self.at(name[:60])) for name in islice(names, MAX_UNREAD))
 
     def has(self, key: str) -> bool:
         return self.data.get(key) is not None

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pocketgem.engine.request import FinishReason
-from pocketgem.errors import RunError
-from pocketgem.serve.dialect import Asked, Out, Sent, Stamp, progress, to_json
-from pocketgem.serve.errors import anthropic, message_of, status_of
+from pocketgem.serve.dialect import Asked, Out, Sent, Stamp, finite, progress, to_json
 from pocketgem.serve.errors import anthropic as error
 from pocketgem.serve.job import Done, Reading, Update
 from pocketgem.serve.messages_read import KNOWN, read
@@ -69,9 +67,9 @@ class Stream:
         self._calls = self._calls or isinstance(update, ToolCall)
         return [*self._close(), *self._complete(_block(update, self._index, self._stamp))]
 
-    def fail(self, failed: Exception) -> list[Out]:
+    def fail(self, status: int, message: str) -> list[Out]:
         """The run failed after the stream began. Official clients raise an APIStatusError that holds the message."""
-        return [Sent("error", anthropic(status_of(failed), message_of(failed)))]
+        return [Sent("error", error(status, message))]
 
     def _piece(self, piece: Content | Thought) -> list[Out]:
         """More of the open block, or the beginning of one."""
@@ -110,7 +108,7 @@ class Stream:
 
     def _done(self, done: Done) -> list[Out]:
         if done.finish is FinishReason.ABORT:
-            return self.fail(RunError(CUT_OFF))
+            return self.fail(503, CUT_OFF)
         out = self._close()
         if not self._calls:
             for block in _empty(done, words=self._words, thought=self._thought):
@@ -141,7 +139,7 @@ def _block(event: Event, index: int, stamp: Stamp) -> Block:
         return _thought(event.text, SIGNATURE)
     if isinstance(event, FailedCall):
         return {**_text(event.raw), "tool_call_error": failure(event)}
-    return {"type": "tool_use", "id": f"toolu_{stamp.id}_{index}", "name": event.name, "input": event.arguments}
+    return {"type": "tool_use", "id": f"toolu_{stamp.id}_{index}", "name": event.name, "input": finite(event.arguments)}
 
 
 def _text(text: str) -> Block:

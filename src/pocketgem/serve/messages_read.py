@@ -51,7 +51,8 @@ def read(body: object, *, counting: bool = False) -> Asked:
         stream=stream,
         progress=stream,
     )
-    return Asked(job, ignored=skipped + fields.unread(KNOWN))
+    odd = fields.section("thinking").unread({"type", "budget_tokens"})
+    return Asked(job, ignored=skipped + odd + fields.unread(KNOWN))
 
 
 def _system(fields: Fields) -> tuple[Message, ...]:

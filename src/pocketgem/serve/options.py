@@ -5,6 +5,7 @@ What is in range is for SamplingParams to say; here its refusals get the path of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,21 +54,22 @@ def sampling(fields: Fields, names: Mapping[str, str]) -> dict[str, object]:
 
 
 def stops(fields: Fields, key: str) -> dict[str, object]:
-    """Stop strings: one text, or a list of them; empty for none."""
+    """Stop strings: one text, or a list of them. Empty ones, which would end every answer, are no stops."""
     if not fields.has(key):
         return {}
     value = fields.raw(key)
     texts = [value] if isinstance(value, str) else [item for _, item in fields.items(key)]
-    return {"stop": checked("stop", tuple(texts), fields.at(key))} if texts else {}
+    found = tuple(text for text in texts if text != "")
+    return {"stop": checked("stop", found, fields.at(key))} if found else {}
 
 
 def biases(fields: Fields, key: str = "logit_bias") -> dict[str, object]:
-    """``logit_bias``: an object whose keys are ids as text."""
+    """``logit_bias``: an object whose keys are ids as text. -100 forbids the id, as OpenAI has it."""
     given = fields.section(key).data
     if len(given) > MAX_BIASES:
         fields.refuse(key, f"has {len(given)} entries; at most {MAX_BIASES} are taken")
-    found = {_id(name, fields.at(key)): bias for name, bias in given.items()}
-    return {"logit_bias": checked("logit_bias", found, fields.at(key))} if found else {}
+    found = checked("logit_bias", {_id(name, fields.at(key)): bias for name, bias in given.items()}, fields.at(key))
+    return {"logit_bias": {id: -math.inf if bias <= -100 else bias for id, bias in found.items()}} if found else {}
 
 
 @dataclass(frozen=True)
