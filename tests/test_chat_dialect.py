@@ -378,6 +378,7 @@ def test_a_hostile_number_is_refused_by_name_or_in_range(name: str, value: objec
             "messages[0].tool_calls[0].function.arguments",
             "object",
         ),
+        (body(min_tokens=5, max_completion_tokens=4), "min_tokens", "at most"),
         (body(n=2), "n", "one choice"),
         (body(n=0), "n", "1 to"),
         (body(stop=["a"] * 65), "stop", "at most 64"),

@@ -7,7 +7,7 @@ from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, FieldError, Fields, moved, shown
 from pocketgem.serve.history import MAX_MESSAGES, Message, call, joined, thought_of
 from pocketgem.serve.job import ChatJob
-from pocketgem.serve.options import EXTENSIONS, biases, effort, sampling, stops, thinking
+from pocketgem.serve.options import EXTENSIONS, at_least, biases, effort, sampling, stops, thinking
 from pocketgem.serve.tools import (
     MAX_TOOLS,
     Format,
@@ -23,10 +23,10 @@ from pocketgem.text.shape import Shape, ToolChoice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p", "min_tokens": "min_tokens"}
+_SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p"}
 _LIMITS = ("max_completion_tokens", "max_tokens")  # the first that is given counts
 _READ = {
-    *_SAMPLING, *_LIMITS, "model", "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+    *_SAMPLING, *_LIMITS, "model", "messages", "min_tokens", "tools", "tool_choice", "parallel_tool_calls", "response_format",
     "regex", "stop", "logit_bias", "logprobs", "top_logprobs", "n", "stream", "stream_options", "reasoning_effort",
     "thinking_budget", "chat_template_kwargs", "modalities",
 }  # fmt: skip
@@ -94,6 +94,7 @@ def _sampling(fields: Fields) -> dict[str, object]:
     limit = next((name for name in _LIMITS if fields.has(name)), None)
     names = {**_SAMPLING, **({limit: "max_tokens"} if limit else {})}
     found = {**sampling(fields, names), **stops(fields, "stop"), **biases(fields)}
+    found |= at_least(fields, found)
     alternatives = fields.whole("top_logprobs", 0, low=0, high=MAX_LOGPROBS)
     if fields.flag("logprobs", False):
         found["logprobs"] = alternatives

@@ -53,6 +53,17 @@ def sampling(fields: Fields, names: Mapping[str, str]) -> dict[str, object]:
     return found
 
 
+def at_least(fields: Fields, found: Mapping[str, object], key: str = "min_tokens") -> dict[str, object]:
+    """The extension ``min_tokens``, which must fit the limit that was found."""
+    if not fields.has(key):
+        return {}
+    value = checked("min_tokens", fields.raw(key), fields.at(key))
+    limit = found.get("max_tokens")
+    if isinstance(limit, int) and value > limit:
+        fields.refuse(key, f"must be at most the most tokens ({limit}), not {value}")
+    return {"min_tokens": value}
+
+
 def stops(fields: Fields, key: str) -> dict[str, object]:
     """Stop strings: one text, or a list of them. Empty ones, which would end every answer, are no stops."""
     if not fields.has(key):

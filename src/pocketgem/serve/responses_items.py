@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
 from pocketgem.serve.fields import MAX_NAME, Fields, shown
 from pocketgem.serve.history import Message, call, joined, part_text
@@ -14,16 +15,17 @@ _ROLES = ("user", "assistant", "system", "developer")
 def messages_of(items: Iterable[Fields]) -> tuple[Message, ...]:
     """Items as messages. What the assistant thought, said and called before anybody answered is one message."""
     messages: list[Message] = []
-    for item in items:
-        kind = item.text("type", "message", most=MAX_NAME)
-        if kind not in _ITEMS:
-            item.refuse("type", f"is {shown(kind)}; taken here: {', '.join(_ITEMS)}")
-        message = _ITEMS[kind](item)
-        if messages and message["role"] == messages[-1]["role"] == "assistant":
-            messages[-1] = _together(messages[-1], message)
-        else:
-            messages.append(message)
+    for assistant, group in groupby(map(_one, items), lambda message: message["role"] == "assistant"):
+        turn = list(group)
+        messages += [_together(turn)] if assistant else turn
     return tuple(messages)
+
+
+def _one(item: Fields) -> Message:
+    kind = item.text("type", "message", most=MAX_NAME)
+    if kind not in _ITEMS:
+        item.refuse("type", f"is {shown(kind)}; taken here: {', '.join(_ITEMS)}")
+    return _ITEMS[kind](item)
 
 
 def _message(item: Fields) -> Message:
@@ -57,12 +59,12 @@ _ITEMS: dict[str, Callable[[Fields], Message]] = {
 }
 
 
-def _together(first: Message, second: Message) -> Message:
+def _together(messages: Sequence[Message]) -> Message:
     both: Message = {"role": "assistant"}
     for key in ("content", "reasoning_content"):
-        text = f"{first.get(key, '')}{second.get(key, '')}"
+        text = "".join(str(message.get(key, "")) for message in messages)
         both |= {key: text} if text or key == "content" else {}
-    calls = [one for message in (first, second) for one in _calls(message)]
+    calls = [one for message in messages for one in _calls(message)]
     return both | ({"tool_calls": calls} if calls else {})
 
 
