@@ -3,7 +3,7 @@
 A dialect is a module with the same four names:
 
     read(body) -> Asked                     its JSON, checked; raises FieldError
-    Stream(asked, stamp)                    .start() .push(update) .fail(error) -> what to send
+    Stream(asked, stamp)                    .start() .push(update) .fail(status, message) -> what to send
     whole(asked, stamp, updates) -> dict    the same answer at once; raises RunError for a run that was cut off
     error(status, message, field) -> dict   the body of a refusal
 """
@@ -63,6 +63,8 @@ class Asked:
     progress  whether the stream tells in events of its own how far the prompt was read, not in comments alone
     ignored   fields that were given and mean nothing here; the answer names them
     echo      what the answer repeats of the request (Responses)
+    keep      the conversation to remember with the answer (Responses); None: nothing
+    summary   whether thoughts are shown as a summary (Responses)
     """
 
     job: ChatJob
@@ -70,6 +72,8 @@ class Asked:
     progress: bool = False
     ignored: tuple[str, ...] = ()
     echo: Mapping[str, object] = field(default_factory=dict)
+    keep: tuple[Mapping[str, object], ...] | None = None
+    summary: bool = False
 
 
 def to_json(value: object) -> str:
@@ -77,7 +81,7 @@ def to_json(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"))
 
 
 def progress(reading: Reading) -> dict[str, object]:
@@ -95,9 +99,10 @@ def progress_comment(reading: Reading) -> Comment:
     return Comment(f"progress {to_json(progress(reading))}")
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """A copy with null for the numbers that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NoReturn
 
 from pocketgem.errors import InputError
@@ -18,6 +19,7 @@ from pocketgem.errors import InputError
 MAX_NAME = 256  # characters of a model's, a role's or an id's name
 MAX_TEXT = 64 << 20  # characters of one text; the body has its own, lower limit
 MAX_ITEMS = 4096  # entries of a list that has no tighter limit of its own
+MAX_UNREAD = 20  # unknown fields that an answer names
 MAX_DEPTH = 64  # levels of a schema or of arguments: templates and grammars walk them recursively
 MAX_INT_BITS = 64  # of a number inside a schema; Python would take days to write out a longer one it was sent
 
@@ -56,6 +58,17 @@ class Fields:
 
     def refuse(self, key: str, problem: str) -> NoReturn:
         raise FieldError(self.at(key), problem)
+
+    def refuse_any(self, reasons: Mapping[str, str]) -> None:
+        """Refuses the first of these fields that was given, for its reason."""
+        for name, reason in reasons.items():
+            if self.has(name):
+                self.refuse(name, reason)
+
+    def unread(self, known: Collection[str]) -> tuple[str, ...]:
+        """Fields that were given and are none of ``known``, for the answer to name; at most MAX_UNREAD of them."""
+        names = (name for name in self.data if name not in known and self.has(name))
+        return tuple(_SURROGATE.sub("\ufffd", self.at(name[:60])) for name in islice(names, MAX_UNREAD))
 
     def has(self, key: str) -> bool:
         return self.data.get(key) is not None
