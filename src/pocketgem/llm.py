@@ -341,14 +341,22 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A request that can be answered. Raises PromptError, or CheckpointError when the model's file was changed."""
-        for file in self._mapped:  # a page that a cut file no longer has would end the process
-            file.check_unchanged()
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
-        params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params
-        request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
+        return self.checked(Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params))
+
+    def checked(self, request: Request) -> Request:
+        """The request as the engine takes it: ids without a token are never chosen. Any thread may ask.
+
+        Raises PromptError for one that cannot be answered, CheckpointError when the model's file was changed.
+        """
+        for file in self._mapped:  # a page that a cut file no longer has would end the process
+            file.check_unchanged()
         self.engine.check(request.prompt_ids)
-        return request
+        params = request.params
+        if self._nameless <= params.suppress_ids:
+            return request
+        return replace(request, params=replace(params, suppress_ids=params.suppress_ids | self._nameless))
 
 
 def _engine(model: Gemma, context: int | None, plan: Plan | None) -> Engine:

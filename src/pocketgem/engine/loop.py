@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from pocketgem.engine.decode import State, advance
+from pocketgem.engine.decode import State, advance, failure
 from pocketgem.engine.prefix import PrefixStore
 from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence, checked_context
 from pocketgem.engine.sampler import make_generator
-from pocketgem.engine.scheduler import Scheduler
+from pocketgem.engine.scheduler import Scheduler, Turn
 from pocketgem.errors import PromptError
 from pocketgem.model.cache import Cache
 from pocketgem.model.gemma import Gemma
@@ -45,26 +45,32 @@ class Engine:
         self.states: dict[Sequence, State] = {}
 
     def check(self, ids: Seq[int]) -> None:
-        """Raise PromptError unless ``ids`` are in the vocabulary and leave room for an answer."""
+        """Raise PromptError unless ``ids`` are in the vocabulary and leave room for an answer. Any thread may ask."""
         if not ids:
             raise PromptError("the prompt is empty; give at least one token")
         if len(ids) >= self.context:
             raise PromptError(f"the prompt has {len(ids)} tokens, but the context holds {self.context} with the answer")
         if not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
             raise PromptError(f"an id of the prompt is outside the vocabulary of {self.model.config.vocab_size}")
+        self.scheduler.check(len(ids))
 
     def submit(self, request: Request) -> Sequence:
         """Queue a request. Raises PromptError for a prompt that cannot be answered."""
         self.check(request.prompt_ids)
         sequence = Sequence(request)
-        self.scheduler.add(sequence)
-        self.states[sequence] = State(make_generator(request.params.seed))
+        self.enter(sequence)
         return sequence
+
+    def enter(self, sequence: Sequence) -> None:
+        """Queue the sequence of a request that was checked."""
+        self.scheduler.add(sequence)
+        self.states[sequence] = State(make_generator(sequence.request.params.seed))
 
     def step(self) -> list[Output]:
         """Admit, plan, run, sample, finish: one forward pass. Returns what happened; empty when nothing is left to do.
 
-        If the pass fails, every request in it is ended before the error goes on: no half-written past is read again.
+        A request that no id can be chosen for ends with ``Sequence.error``, and the others go on. If the pass itself
+        fails, every request in it ends so: no half-written past is read again.
         """
         for sequence in self.scheduler.admit():
             self._start(sequence)
@@ -73,10 +79,10 @@ class Engine:
             self.states[sequence].cache = None
         try:
             sampled = advance(self.model, turns, [self.states[turn.sequence] for turn in turns]) if turns else []
-        except BaseException:
-            for turn in turns:
-                self.states[turn.sequence].cache = None
-                self._finish(turn.sequence, FinishReason.ABORT)
+        except Exception as error:
+            return self._fail(turns, error)
+        except BaseException:  # an interrupt
+            self._drop(turns)
             raise
         return [self._record(turn.sequence, one) for turn, one in zip(turns, sampled, strict=True)]
 
@@ -91,12 +97,26 @@ class Engine:
         sequence.num_computed = sequence.num_reused = reused
         self.states[sequence].cache = self.model.new_cache(self.context) if cache is None else cache
 
+    def _fail(self, turns: Seq[Turn], error: Exception) -> list[Output]:
+        for turn in turns:
+            turn.sequence.error = failure(turn.sequence, error)
+        self._drop(turns)
+        return [Output(turn.sequence, None) for turn in turns]
+
+    def _drop(self, turns: Seq[Turn]) -> None:
+        """End all of a pass that was not finished, and their pasts with them."""
+        for turn in turns:
+            self.states[turn.sequence].cache = None
+            self._finish(turn.sequence, FinishReason.ABORT)
+
     def _record(self, sequence: Sequence, sampled: Sampled | None) -> Output:
         if sampled is not None:
             sequence.output_ids.append(sampled.id)
             reason = self._end(sequence, sampled.id)
             if reason is not None:
                 self._finish(sequence, reason)
+        elif sequence.error is not None:
+            self._finish(sequence, FinishReason.ABORT)
         return Output(sequence, sampled)
 
     def _end(self, sequence: Sequence, last: int) -> FinishReason | None:

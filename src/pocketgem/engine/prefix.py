@@ -42,3 +42,13 @@ class PrefixStore(Generic[CacheT]):
         best = max(fitting, key=len)
         self.entries[best] = self.entries.pop(best)
         return len(best), self.entries[best].fork()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens kept."""
+        return sum(map(len, self.entries))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return 0

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from pocketgem.config import ModelConfig
-from pocketgem.errors import CheckpointError, PromptError
+from pocketgem.errors import CheckpointError, PocketgemError, PromptError
 
 MAX_LOGPROBS = 20  # alternatives an answer may list; what the OpenAI API allows
 MAX_STOPS = 64  # every stop string is looked for in every piece of text
@@ -131,16 +131,29 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # a stop id was chosen, or a stop string appeared
     LENGTH = "length"  # max_tokens are made, or the context is full
-    ABORT = "abort"  # the caller went away
+    ABORT = "abort"  # the caller went away, or the run failed
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to continue it. Raises PromptError for an empty prompt or an id that cannot be one."""
+    """A prompt and how to continue it.
+
+    owner        who asks: owners take turns, however many requests each has waiting
+    adapter      what the weights are changed by, None for nothing: pasts of one are of no use to another
+    cache_salt   requests of one salt share kept pasts, and with no other salt
+    checkpoints  positions of the prompt where another is likely to go on differently, such as the ends of turns:
+                 the past up to there is kept if there is memory for it (see ``engine/prefix.py``)
+
+    Raises PromptError for an empty prompt or an id that cannot be one.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    owner: str = field(default="", kw_only=True)
+    adapter: str | None = field(default=None, kw_only=True)
+    cache_salt: str | None = field(default=None, kw_only=True)
+    checkpoints: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -166,6 +179,7 @@ class Sequence:
     finish: FinishReason | None = None
     num_computed: int = 0  # leading ids whose keys and values are cached
     num_reused: int = 0  # of these, how many another sequence had computed
+    error: PocketgemError | None = None  # why the run failed, where it did
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -37,10 +37,14 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
+    def check(self, tokens: int) -> None:
+        """Raise PromptError when a prompt of so many tokens could never fit."""
+        if self.max_cached is not None and tokens > self.max_cached:
+            raise PromptError(f"a prompt of {tokens} tokens is over the cache's {self.max_cached}")
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises PromptError when it alone could never fit."""
-        if self.max_cached is not None and sequence.num_ids > self.max_cached:
-            raise PromptError(f"a prompt of {sequence.num_ids} tokens is over the cache's {self.max_cached}")
+        self.check(sequence.num_ids)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
