@@ -86,6 +86,7 @@ def serve_models(
     expert_memory: o.ExpertMemory = None,
     memory: o.Memory = None,
     sequences: Sequences = 4,
+    think: o.Think = False,
     unload_after: IdleMinutes = None,
     lazy: Lazy = False,
     max_body: MaxBody = "8MiB",
@@ -112,6 +113,7 @@ def serve_models(
         max_requests=max_requests,
         requests_per_minute=requests_per_minute,
         drain_seconds=drain_seconds,
+        thinking=think,
     )
     settings.check(open_to_all=open_to_network)
     limit, budget = o.size(memory), o.size(expert_memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from pocketgem.answers import Finished, Piece
@@ -14,9 +14,11 @@ from pocketgem.engine.request import FinishReason, Request
 from pocketgem.errors import RunError
 from pocketgem.flight import Run
 from pocketgem.reader import ChatReader, TextReader
+from pocketgem.serve.call import Call
 from pocketgem.serve.job import Done, Reading, Update
 from pocketgem.serve.metrics import Metrics
 from pocketgem.serve.models import Loaded
+from pocketgem.service import Outputs
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,15 @@ class Desk:
     loaded: Loaded
     metrics: Metrics
     stack: AsyncExitStack
+    call: Call
 
     def submit(self, request: Request) -> Run:
-        """Queue a request. It ends with the stack at the latest. Raises PromptError, and Fault 429 for a full queue."""
-        run = self.loaded.service.submit(request)
+        """Queue a request. It ends with the stack at the latest. Raises PromptError, and BusyError for a full queue.
+
+        Callers take turns, and where there are keys no caller finds out from its answers' speed what another asked.
+        """
+        salt = self.call.key
+        run = self.loaded.service.submit(replace(request, owner=self.call.caller, cache_salt=salt))
         self.stack.callback(self._close, run)
         return run
 
@@ -61,13 +68,15 @@ class Desk:
         for last in reader.finish():
             yield _done(last) if isinstance(last, Finished) else last
 
-    def _outputs(self, run: Run) -> aclosing[AsyncGenerator[Output]]:
-        return aclosing(cast("AsyncGenerator[Output]", self.loaded.service.outputs(run)))
+    def _outputs(self, run: Run) -> aclosing[Outputs]:
+        return aclosing(self.loaded.service.outputs(run))
 
     def _close(self, run: Run) -> None:
         self.loaded.service.end(run, FinishReason.ABORT)
-        reason = run.sequence.finish or FinishReason.ABORT
-        self.metrics.answer(self.loaded.name, run.stats, reason.value)
+        stats, note = run.stats, self.call.note
+        self.metrics.answer(self.loaded.name, stats, (run.reason or FinishReason.ABORT).value)
+        for name in ("prompt_tokens", "reused_tokens", "completion_tokens"):
+            note[name] = cast(int, note.get(name, 0)) + getattr(stats, name)
 
 
 @dataclass

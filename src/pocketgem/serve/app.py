@@ -9,7 +9,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pocketgem.llm import LLM
-from pocketgem.serve import completions, embeddings, health, tokens
+from pocketgem.serve import chats, completions, embeddings, health, tokens
 from pocketgem.serve.call import Call
 from pocketgem.serve.guard import Guard
 from pocketgem.serve.pages import Pages
@@ -47,7 +47,7 @@ class App:
 
 def routes(serving: Serving) -> list[Route]:
     """Every route there is."""
-    pages = Pages()
+    pages, kept = Pages(), chats.Kept()
     gets: dict[str, Reader] = {
         "/": pages.index,
         "/page/{name:path}": pages.file,
@@ -57,13 +57,22 @@ def routes(serving: Serving) -> list[Route]:
         "/metrics": health.metrics,
         "/v1/models": health.models,
         "/v1/models/{name:path}": health.model,
+        "/v1/responses/{id}": kept.show,
         "/tokenizer_info": tokens.tokenizer_info,
     }
     posts: dict[str, Handler] = {
+        "/v1/chat/completions": chats.completions_route().create,
+        "/v1/responses": chats.responses_route(kept).create,
+        "/v1/messages": chats.messages_route().create,
+        "/v1/messages/count_tokens": chats.count_tokens,
         "/v1/completions": completions.create,
         "/v1/embeddings": embeddings.create,
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
     }
-    found = [Route(path, Get(serving, path, reader), methods=["GET"]) for path, reader in gets.items()]
-    return found + [Route(path, Post(serving, path, handler), methods=["POST"]) for path, handler in posts.items()]
+    deletes: dict[str, Reader] = {"/v1/responses/{id}": kept.forget}
+    return [
+        *(Route(path, Get(serving, path, reader), methods=["GET"]) for path, reader in gets.items()),
+        *(Route(path, Post(serving, path, handler), methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, Get(serving, path, reader), methods=["DELETE"]) for path, reader in deletes.items()),
+    ]

@@ -25,6 +25,11 @@ class Call:
     route: str = ""
     note: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def owner(self) -> str:
+        """Whose things this call may see: its key's. Without keys all is everybody's."""
+        return self.key or ""
+
     async def json(self) -> dict[str, object]:
         """The body as an object. Raises Fault 400."""
         body, self.body = self.body, b""

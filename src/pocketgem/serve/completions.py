@@ -21,9 +21,9 @@ from pocketgem.serve.dialect import Sent
 from pocketgem.serve.faults import body_of, fault_of
 from pocketgem.serve.fields import Fields
 from pocketgem.serve.legacy_logprobs import Lists, LogprobWriter
+from pocketgem.serve.options import EXTENSIONS, at_least, biases, sampling, stops
 from pocketgem.serve.prompts import ids_of, prompts_of
 from pocketgem.serve.replies import json_reply
-from pocketgem.serve.sampling import sampling_of
 from pocketgem.serve.sse import DONE, frame
 from pocketgem.serve.wiring import Serving
 
@@ -32,6 +32,9 @@ MAX_CHOICES = 2048  # prompts x n
 MAX_N = 128
 SIDE_BY_SIDE = 32  # choices of one request that are with the engine at a time
 FAMILY = "/v1/completions"
+
+
+_SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p"}
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,17 @@ class Wanted:
             max_tokens=fields.whole("max_tokens", DEFAULT_TOKENS, low=0, high=MAX_ID),
             echo=fields.flag("echo", False),
             logprobs=fields.whole("logprobs", low=0, high=MAX_LOGPROBS) if fields.has("logprobs") else None,
-            sampling=sampling_of(fields),
+            sampling={**sampling(fields, _SAMPLING), **stops(fields, "stop"), **biases(fields), **_least(fields)},
             stream=stream,
             usage=stream and fields.section("stream_options").flag("include_usage", False),
         )
         if wanted.n * len(wanted.prompts) > MAX_CHOICES:
             fields.refuse("n", f"times the number of prompts is more than {MAX_CHOICES}")
         return wanted
+
+
+def _least(fields: Fields) -> dict[str, object]:
+    return at_least(fields, {"max_tokens": fields.whole("max_tokens", DEFAULT_TOKENS, low=0, high=MAX_ID)})
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -109,7 +116,7 @@ async def create(serving: Serving, call: Call, data: dict[str, object]) -> Respo
         loaded = await stack.enter_async_context(serving.registry.use(wanted.model))
         call.note["model"] = loaded.name
         choices = await asyncio.to_thread(_choices, loaded.llm, wanted)
-        answering = Answering(Desk(loaded, serving.metrics, stack), wanted, choices, call)
+        answering = Answering(Desk(loaded, serving.metrics, stack, call), wanted, choices, call)
         answering.begin()
         if wanted.stream:
             return serving.stream(answering.frames(), stack.pop_all())
@@ -172,7 +179,6 @@ class Answering:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._count()
 
     async def _run(self, choice: Choice) -> None:
         try:
@@ -218,11 +224,6 @@ class Answering:
             "total_tokens": read + made,
             "prompt_tokens_details": {"cached_tokens": sum(stats.reused_tokens for stats in prompts)},
         }
-
-    def _count(self) -> None:
-        runs = [choice.run.stats for choice in self.choices if choice.run is not None]
-        self.call.note["prompt_tokens"] = sum(stats.prompt_tokens for stats in runs)
-        self.call.note["completion_tokens"] = sum(stats.completion_tokens for stats in runs)
 
 
 def _entry(index: int, text: str, lists: Lists | None, finish: FinishReason | None) -> dict[str, object]:

@@ -6,28 +6,11 @@ from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 
-from pocketgem.errors import CheckpointError, InputError, PocketgemError
+from pocketgem.errors import BusyError, CheckpointError, InputError, PocketgemError
+from pocketgem.serve.errors import anthropic, openai
 from pocketgem.serve.fields import FieldError
 
 ANTHROPIC = "/v1/messages"  # the one family of routes whose errors look different
-
-_OPENAI_KINDS = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-}
-_ANTHROPIC_KINDS = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    500: "api_error",
-    503: "overloaded_error",
-}
 
 
 class Fault(Exception):
@@ -55,11 +38,14 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, Fault):
         return error
     if isinstance(error, HTTPException):  # no route takes it
-        return Fault(error.status_code, "there is no such route; see docs/serve.md", headers=dict(error.headers or {}))
+        text = "this route does not take that method" if error.status_code == 405 else "there is no such route"
+        return Fault(error.status_code, text, headers=dict(error.headers or {}))
     if isinstance(error, FieldError):
         return Fault(400, str(error), field=error.field)
     if isinstance(error, CheckpointError):  # its text names files
         return Fault(500, "the model's files cannot be used; the server's log says why", code="model_unusable")
+    if isinstance(error, BusyError):
+        return Fault(503, str(error), code="overloaded", retry_after=1)
     if isinstance(error, InputError):
         return Fault(400, str(error))
     if isinstance(error, MemoryError):
@@ -71,21 +57,12 @@ def fault_of(error: Exception) -> Fault:
 def body_of(fault: Fault, path: str, request_id: str) -> dict[str, object]:
     """The fault in the form of the API that ``path`` belongs to."""
     if path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/"):
-        return anthropic_body(fault, request_id)
-    kind = _OPENAI_KINDS.get(fault.status, "invalid_request_error")
-    return {
-        "error": {"message": fault.message, "type": kind, "param": fault.field, "code": fault.code or code_of(fault)}
-    }
+        return {**anthropic(fault.status, fault.message), "request_id": request_id}
+    return openai(fault.status, fault.message, field=fault.field, code=fault.code or _code(fault.status))
 
 
-def anthropic_body(fault: Fault, request_id: str) -> dict[str, object]:
-    kind = _ANTHROPIC_KINDS.get(fault.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": fault.message}, "request_id": request_id}
-
-
-def code_of(fault: Fault) -> str:
-    """``rate_limited`` for 429 and so on: the status in words."""
-    try:
-        return HTTPStatus(fault.status).phrase.lower().replace(" ", "_").replace("-", "_")
-    except ValueError:
-        return "error"
+def _code(status: int) -> str | None:
+    """What the dialects leave open: ``unsupported_media_type`` for 415 and so on."""
+    if status in (400, 401, 413, 429) or status >= 500:
+        return None
+    return HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 import pocketgem
-from pocketgem.serve.faults import Fault
+from pocketgem.serve.catalog import Listed, catalog, entry
 from pocketgem.serve.metrics import CONTENT_TYPE
 from pocketgem.serve.models import Entry, Loaded, Registry
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.wiring import Serving
+from pocketgem.service import Held
+
+NOTHING = Held(0, 0, 0, 0)
 
 
 async def live(serving: Serving, request: Request) -> Response:
@@ -29,18 +30,20 @@ async def health(serving: Serving, request: Request) -> Response:
 
 def is_stuck(loaded: Loaded, seconds: float) -> bool:
     service = loaded.service
-    return bool(service.running or service.waiting) and service.last_step_age > seconds
+    return service.last_step_age > seconds
 
 
 async def metrics(serving: Serving, request: Request) -> Response:
     """Counters for Prometheus."""
     meters, registry = serving.metrics, serving.registry
-    for name, entry in registry.entries.items():
-        service = None if entry.loaded is None else entry.loaded.service
+    for name, found in registry.entries.items():
+        service = None if found.loaded is None else found.loaded.service
         meters.loaded.labels(name).set(service is not None)
         meters.running.labels(name).set(0 if service is None else service.running)
         meters.waiting.labels(name).set(0 if service is None else service.waiting)
-        meters.held.labels(name).set(0 if service is None else service.held)
+        held = NOTHING if service is None else service.held
+        meters.cache.labels(name, "running").set(held.bytes)
+        meters.cache.labels(name, "kept").set(held.kept_bytes)
     return Response(meters.text(), media_type=CONTENT_TYPE)
 
 
@@ -49,34 +52,23 @@ async def version(serving: Serving, request: Request) -> Response:
 
 
 async def models(serving: Serving, request: Request) -> Response:
-    """All models, in a form that clients of OpenAI's and of Anthropic's API read."""
-    names = list(serving.registry.entries)
-    data = [_described(serving.registry, entry) for entry in serving.registry.entries.values()]
-    return json_reply({"object": "list", "data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]})
+    """All models."""
+    registry = serving.registry
+    return json_reply(catalog([_listed(registry, entry) for entry in registry.entries.values()]))
 
 
 async def model(serving: Serving, request: Request) -> Response:
     """One model by name. Raises Fault 404."""
-    name = request.path_params["name"]
-    if not name:
-        raise Fault(404, "give the name of a model")
-    return json_reply(_described(serving.registry, serving.registry.find(name)))
+    registry = serving.registry
+    return json_reply(entry(_listed(registry, registry.find(request.path_params["name"]))))
 
 
-def _described(registry: Registry, entry: Entry) -> dict[str, object]:
-    made = datetime.fromtimestamp(registry.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    name = entry.source.name
-    described: dict[str, object] = {
-        "id": name,
-        "object": "model",
-        "created": registry.created,
-        "owned_by": "local",
-        "type": "model",
-        "display_name": name,
-        "created_at": made,
-        "loaded": entry.loaded is not None,
-    }
-    if entry.loaded is not None:
-        llm = entry.loaded.llm
-        described |= {"max_model_len": llm.engine.context, "can_chat": llm.can_chat}
-    return described
+def _listed(registry: Registry, found: Entry) -> Listed:
+    llm = None if found.loaded is None else found.loaded.llm
+    return Listed(
+        found.source.name,
+        registry.created,
+        context=None if llm is None else llm.engine.context,
+        chat=None if llm is None else llm.can_chat,
+        loaded=llm is not None,
+    )

@@ -46,7 +46,9 @@ class Metrics:
         )  # fmt: skip
         self.running = Gauge("pocketgem_running", "Requests that the engine is working on", ["model"], registry=here)
         self.waiting = Gauge("pocketgem_waiting", "Requests that wait for the engine", ["model"], registry=here)
-        self.held = Gauge("pocketgem_cache_held", "What requests hold of the cache", ["model"], registry=here)
+        self.cache = Gauge(
+            "pocketgem_cache_bytes", "Keys and values of running requests, and kept", ["model", "of"], registry=here
+        )
         self.loaded = Gauge("pocketgem_model_loaded", "1 while a model is in memory", ["model"], registry=here)
 
     def request(self, call: Call, scope: Scope) -> None:

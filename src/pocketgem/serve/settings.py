@@ -28,6 +28,7 @@ class Settings:
     stall_seconds         how long a client may read nothing of what is sent to it
     comment_seconds       a stream that has nothing to say sends a comment this often
     drain_seconds         how long requests may go on after SIGTERM
+    thinking              whether models think first when a request does not say
     ready_seconds         a server with work that made no step for so long is not ready
     """
 
@@ -46,7 +47,8 @@ class Settings:
     stall_seconds: float = 60.0
     comment_seconds: float = 15.0
     drain_seconds: float = 30.0
-    ready_seconds: float = 60.0
+    thinking: bool = False
+    ready_seconds: float = 120.0
 
     def check(self, *, open_to_all: bool = False) -> None:
         """Raises InputError for a server that would be open to strangers."""
