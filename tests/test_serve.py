@@ -91,6 +91,15 @@ def busy(server: Running, model: str) -> Iterator[None]:
         yield
 
 
+def rounded(value: Any) -> Any:
+    """Numbers to four digits: which rows share a product may change the last bits of a float32."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
 # ---- completions ----------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +119,7 @@ def busy(server: Running, model: str) -> Iterator[None]:
 def test_a_stream_joined_is_the_whole_answer(server: Running, body: dict[str, Any]) -> None:
     whole = complete(server, **body)
     chunks = streamed(server, **body, stream_options={"include_usage": True})
-    assert joined(chunks) == whole["choices"]
+    assert rounded(joined(chunks)) == rounded(whole["choices"])
     assert chunks[-1]["choices"] == []
     usage = chunks[-1]["usage"]
     assert {**usage, "prompt_tokens_details": None} == {**whole["usage"], "prompt_tokens_details": None}
@@ -178,7 +187,7 @@ def test_n_seeded_answers_differ_and_repeat(server: Running) -> None:
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
         ({"prompt": "a", "stop": ["a"] * 65}, "stop"),
-        ({"prompt": "a", "stop": [1]}, "stop[0]"),
+        ({"prompt": "a", "stop": [1]}, "stop"),
         ({"prompt": "a", "stream": "yes"}, "stream"),
         ({"prompt": "a", "seed": 2**64}, "seed"),
         ({"prompt": "a", "model": 7}, "model"),

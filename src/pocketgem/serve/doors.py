@@ -7,11 +7,13 @@ name point to 127.0.0.1 (DNS rebinding) gives itself away by the Host it asks fo
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
-from urllib.parse import urlsplit
 
 from pocketgem.serve.settings import Settings
 
+# No more than RFC 3986 has for names and addresses: what one reader takes for the name, no other may read differently.
+_HOST = re.compile(r"(\[(?P<address>[0-9a-fA-F:.]{2,45})\]|(?P<name>[a-zA-Z0-9._-]{1,255}))(:[0-9]{1,5})?")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -43,14 +45,8 @@ class Doors:
 
 def _name_of(host: str) -> str | None:
     """The name of ``name:port``, lower case and without brackets; None for what is no host."""
-    if not host or any(character in host for character in "/@\\?# \t,"):
-        return None
-    try:
-        parts = urlsplit(f"//{host}")
-        _ = parts.port
-    except ValueError:
-        return None
-    return None if parts.hostname is None else parts.hostname.rstrip(".").lower()
+    match = _HOST.fullmatch(host)
+    return None if match is None else (match["address"] or match["name"]).rstrip(".").lower()
 
 
 def _is_address(name: str) -> bool:

@@ -23,6 +23,7 @@ from pocketgem.serve.settings import Settings
 OPEN_PATHS = frozenset({"/health", "/livez"})  # what answers without a key: that the server lives, and no more
 MAX_TARGET = 8 << 10  # bytes of path and query
 MAX_HEADERS = 100
+MAX_HEAD = 32 << 10  # bytes of all headers
 DRAIN_SECONDS = 2.0  # a refused upload is read on for so long, so that its sender gets to see the answer
 METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 WITH_BODY = frozenset({"POST"})
@@ -92,8 +93,8 @@ class Guard:
     def _check_doors(self, head: Head) -> None:
         if len(head.target) > MAX_TARGET:
             raise Fault(414, f"the address is longer than {MAX_TARGET} bytes")
-        if len(head.headers) > MAX_HEADERS:
-            raise Fault(431, f"more than {MAX_HEADERS} headers")
+        if len(head.headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in head.headers) > MAX_HEAD:
+            raise Fault(431, f"more than {MAX_HEADERS} headers, or {MAX_HEAD} bytes of them")
         if not self.doors.knows_host(head.host):
             raise Fault(403, "the Host header does not name this server; start it with --allow-host to add a name")
         origin = head.origin

@@ -14,7 +14,6 @@ from uvicorn.server import ServerState
 
 HIGH_WATER = 64 << 10  # bytes that wait for a slow reader before the application waits too
 KERNEL_BYTES = 64 << 10  # the same in the system's buffer of a connection
-MAX_HEAD = 32 << 10  # bytes of a request's head
 
 
 def protocol_class(header_seconds: float, max_connections: int) -> type[H11Protocol]:

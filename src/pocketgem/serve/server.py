@@ -14,8 +14,9 @@ import uvicorn
 
 from pocketgem.errors import InputError
 from pocketgem.serve.app import App
+from pocketgem.serve.guard import MAX_HEAD
 from pocketgem.serve.log import Bridge, Log
-from pocketgem.serve.protocol import MAX_HEAD, protocol_class
+from pocketgem.serve.protocol import protocol_class
 from pocketgem.serve.settings import Settings
 
 BACKLOG = 1024
