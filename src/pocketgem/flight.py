@@ -68,6 +68,7 @@ class Run:
             completion_tokens=len(sequence.output_ids),
             prefill_seconds=max(first - self.began, 0.0),
             decode_seconds=self.last - first,
+            reuse_reason=sequence.reuse_reason,
         )
 
 

@@ -27,8 +27,8 @@ from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
-from pocketgem.engine.sampler import log_probabilities
 from pocketgem.engine.scheduler import Scheduler
+from pocketgem.engine.scoring import score_rows
 from pocketgem.errors import PromptError, RunError
 from pocketgem.flight import Flights, Run
 from pocketgem.memory.experts import ExpertUse
@@ -47,7 +47,7 @@ from pocketgem.text.chat import Chat
 from pocketgem.text.events import Content, Event, Thought
 from pocketgem.text.tokenizer import Tokenizer
 
-HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
+TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
 Prompt = str | Sequence[int]
 
 
@@ -69,7 +69,7 @@ class LLM:
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
-        self.engine = _engine(model, context, plan)
+        self.engine = _engine(model, tokenizer, context, plan)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
         self._numbers = count()
@@ -293,16 +293,9 @@ class LLM:
                 self.model.expect(ids[start + chunk : start + 2 * chunk])
                 hidden = self.model(inputs, step)
                 step.commit()
-                found += self._target_logprobs(hidden, targets)
+                scored = score_rows(self.model, hidden, targets, 0)
+                found += [one.logprob for one in scored if one.logprob is not None]
         return Score(tuple(ids), tuple(found))
-
-    def _target_logprobs(self, hidden: torch.Tensor, targets: Sequence[int]) -> list[float]:
-        found: list[float] = []
-        for start in range(0, len(targets), HEAD_ROWS):
-            rows = log_probabilities(self.model.logits(hidden[start : start + HEAD_ROWS]))  # [rows, vocab]
-            wanted = torch.tensor(targets[start : start + HEAD_ROWS], device=rows.device)[:, None]
-            found += rows.gather(1, wanted)[:, 0].tolist()
-        return found
 
     @torch.inference_mode()
     def embed(self, text: Prompt, *, chunk: int = 512, proceed: Callable[[], bool] = lambda: True) -> list[float]:
@@ -359,10 +352,13 @@ class LLM:
         return replace(request, params=replace(params, suppress_ids=params.suppress_ids | self._nameless))
 
 
-def _engine(model: Gemma, context: int | None, plan: Plan | None) -> Engine:
+def _engine(model: Gemma, tokenizer: Tokenizer, context: int | None, plan: Plan | None) -> Engine:
+    found = {tokenizer.token_id(name) for name in TURNS}
+    turn_ids = frozenset(id for id in found if id in tokenizer.special_ids and id is not None)
     if plan is None:
-        return Engine(model, context=context)
-    return Engine(model, Scheduler(max_running=plan.setting.sequences), context=context, kept=plan.placement.kept)
+        return Engine(model, context=context, turn_ids=turn_ids)
+    scheduler = Scheduler(max_running=plan.setting.sequences)
+    return Engine(model, scheduler, context=context, kept=plan.kept_bytes, turn_ids=turn_ids)
 
 
 def _bytes(memory: int | str) -> int:

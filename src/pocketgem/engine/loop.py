@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
+
 from pocketgem.engine.decode import State, advance, failure
-from pocketgem.engine.prefix import PrefixStore
+from pocketgem.engine.points import keep_points
+from pocketgem.engine.prefix import WHOLE, Ids, PrefixStore, Scope
 from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence, checked_context
 from pocketgem.engine.sampler import make_generator
 from pocketgem.engine.scheduler import Scheduler, Turn
 from pocketgem.errors import PromptError
-from pocketgem.model.cache import Cache
+from pocketgem.memory.kv_rows import kv_costs
 from pocketgem.model.gemma import Gemma
+from pocketgem.model.past import Past, Rows, Window, restore
+
+KEPT_BYTES = 512 << 20  # for kept pasts where nobody says, or one long past where that is more
+LONG_PAST = 8192  # tokens
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,10 @@ class Output:
     """What one step did for one request."""
 
     sequence: Sequence
-    sampled: Sampled | None  # None: the prompt is still being read
+    sampled: Sampled | None  # None: the prompt is still being read, or nothing was to be written
+    prompt: tuple[
+        Sampled, ...
+    ] = ()  # the next ids of the prompt, from the second on, where their probability was asked
 
     @property
     def prefilled(self) -> int:
@@ -32,16 +42,24 @@ class Engine:
     """Runs requests against one model, many at a time.
 
     scheduler: limits and order. context: tokens a sequence may have in all (None: the model's own limit).
-    kept: how many finished pasts to keep for prompts that begin with them.
+    kept: bytes for pasts that are kept for prompts that begin with them; 0: none. turn_ids: ids that open a turn of a
+    chat: where kept pasts are likely to be of use.
     """
 
     def __init__(
-        self, model: Gemma, scheduler: Scheduler | None = None, *, context: int | None = None, kept: int = 1
+        self,
+        model: Gemma,
+        scheduler: Scheduler | None = None,
+        *,
+        context: int | None = None,
+        kept: int | None = None,
+        turn_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.model = model
         self.context = checked_context(context, model.config)
         self.scheduler = Scheduler() if scheduler is None else scheduler
-        self.prefixes: PrefixStore[Cache] = PrefixStore(kept)
+        self.turn_ids = turn_ids
+        self.prefixes: PrefixStore[Rows, Window] = PrefixStore(self._usual_bytes() if kept is None else kept)
         self.states: dict[Sequence, State] = {}
 
     def check(self, ids: Seq[int]) -> None:
@@ -64,7 +82,9 @@ class Engine:
     def enter(self, sequence: Sequence) -> None:
         """Queue the sequence of a request that was checked."""
         self.scheduler.add(sequence)
-        self.states[sequence] = State(make_generator(sequence.request.params.seed))
+        request = sequence.request
+        ids = np.array(request.prompt_ids, np.int32)
+        self.states[sequence] = State(make_generator(request.params.seed), ids, keep_points(request, self.turn_ids))
 
     def step(self) -> list[Output]:
         """Admit, plan, run, sample, finish: one forward pass. Returns what happened; empty when nothing is left to do.
@@ -76,7 +96,7 @@ class Engine:
             self._start(sequence)
         turns, preempted = self.scheduler.plan()
         for sequence in preempted:
-            self.states[sequence].cache = None
+            self._leave(sequence)
         try:
             sampled = advance(self.model, turns, [self.states[turn.sequence] for turn in turns]) if turns else []
         except Exception as error:
@@ -93,9 +113,38 @@ class Engine:
 
     def _start(self, sequence: Sequence) -> None:
         """Give an admitted sequence a cache, continuing a kept past where one fits."""
-        reused, cache = self.prefixes.find(sequence.ids)
-        sequence.num_computed = sequence.num_reused = reused
-        self.states[sequence].cache = self.model.new_cache(self.context) if cache is None else cache
+        state = self.states[sequence]
+        returns, state.begun = state.begun, True
+        state.cache = self.model.new_cache(self.context)
+        if sequence.request.params.prompt_logprobs is not None and sequence.num_scored < sequence.num_prompt:
+            sequence.reuse_reason = WHOLE
+            return
+        hit = self.prefixes.find(_scope(sequence), _known(sequence, state, sequence.num_ids))
+        if hit.window is not None:
+            restore(state.cache, hit.rows, hit.window, hit.position)
+        sequence.num_computed = hit.position
+        if not returns:  # what a preempted sequence finds again is its own
+            sequence.num_reused, sequence.reuse_reason = hit.position, hit.reason
+        while state.points and state.points[-1] <= hit.position:
+            state.points.pop()
+
+    def _keep_points(self, sequence: Sequence, state: State) -> None:
+        """Keep the past at the positions that the last step has passed: its windows are still there."""
+        while state.points and state.points[-1] <= sequence.num_computed and state.cache is not None:
+            self.prefixes.keep(_scope(sequence), state.ids[: state.points.pop()], Past(state.cache))
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give a sequence's cache up, and keep what it knew where there is room."""
+        state = self.states[sequence]
+        cache, state.cache = state.cache, None
+        if cache is not None and cache.length:
+            ids = _known(sequence, state, cache.length)
+            self.prefixes.keep(_scope(sequence), ids, Past(cache), modest=True)
+
+    def _usual_bytes(self) -> int:
+        dtype = self.model.cache_dtype or self.model.dtype
+        costs = kv_costs(self.model.config, min(self.context, LONG_PAST), self.scheduler.chunk, dtype.itemsize)
+        return max(KEPT_BYTES, sum(cost.held for cost in costs))
 
     def _fail(self, turns: Seq[Turn], error: Exception) -> list[Output]:
         for turn in turns:
@@ -110,6 +159,10 @@ class Engine:
             self._finish(turn.sequence, FinishReason.ABORT)
 
     def _record(self, sequence: Sequence, sampled: Sampled | None) -> Output:
+        state = self.states[sequence]
+        scored, state.scored = state.scored, ()
+        if state.points:
+            self._keep_points(sequence, state)
         if sampled is not None:
             sequence.output_ids.append(sampled.id)
             reason = self._end(sequence, sampled.id)
@@ -117,7 +170,9 @@ class Engine:
                 self._finish(sequence, reason)
         elif sequence.error is not None:
             self._finish(sequence, FinishReason.ABORT)
-        return Output(sequence, sampled)
+        elif sequence.request.params.max_tokens == 0 and sequence.num_computed == sequence.num_prompt:
+            self._finish(sequence, FinishReason.LENGTH)
+        return Output(sequence, sampled, scored)
 
     def _end(self, sequence: Sequence, last: int) -> FinishReason | None:
         params = sequence.request.params
@@ -129,6 +184,16 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish = reason
         self.scheduler.remove(sequence)
-        cache = self.states.pop(sequence).cache
-        if cache is not None and sequence.num_computed:
-            self.prefixes.keep(sequence.ids[: sequence.num_computed], cache)
+        self._leave(sequence)
+        del self.states[sequence]
+
+
+def _scope(sequence: Sequence) -> Scope:
+    return Scope(sequence.request.adapter, sequence.request.cache_salt)
+
+
+def _known(sequence: Sequence, state: State, count: int) -> Ids:
+    """The first ``count`` ids of prompt and output."""
+    if count <= len(state.ids):
+        return state.ids[:count]
+    return np.concatenate((state.ids, np.array(sequence.output_ids[: count - len(state.ids)], np.int32)))

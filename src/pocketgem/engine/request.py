@@ -22,8 +22,9 @@ MAX_ID = 2**31 - 1  # ids travel as 32-bit integers in files and in the network'
 _OPTIONAL = {
     "top_k": (1, MAX_ID),
     "seed": (-(2**63), 2**63 - 1),
-    "max_tokens": (1, MAX_ID),
+    "max_tokens": (0, MAX_ID),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 
 
@@ -43,9 +44,11 @@ class SamplingParams:
     stop                strings that end the answer; the text side looks for them
     stop_ids            ids that end the answer
     suppress_ids        ids that are never chosen, not even greedily
-    max_tokens          ids to make at most; None: until the context is full
+    max_tokens          ids to make at most; None: until the context is full; 0: the prompt is read, and that is all
     min_tokens          ids to make before a stop id may be chosen
     logprobs            None: report none; n: the chosen id's and those of the n most probable, 0 to 20
+    prompt_logprobs     the same for every id of the prompt but the first, given those before it; the whole prompt is
+                        read for them, whatever of it is kept
 
     Raises PromptError, naming the option, its value and what is allowed.
     """
@@ -65,6 +68,7 @@ class SamplingParams:
     max_tokens: int | None = None
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _OPTIONAL.items():
@@ -179,6 +183,8 @@ class Sequence:
     finish: FinishReason | None = None
     num_computed: int = 0  # leading ids whose keys and values are cached
     num_reused: int = 0  # of these, how many another sequence had computed
+    reuse_reason: str | None = None  # why no more of the prompt was, in words; None: all that could be
+    num_scored: int = 1  # leading prompt ids whose log-probability was reported; the first has none
     error: PocketgemError | None = None  # why the run failed, where it did
 
     @property
