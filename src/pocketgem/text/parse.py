@@ -296,6 +296,23 @@ def _finished(what: ToolCall | FailedCall, raw: str, repairs: set[str]) -> ToolC
     return replace(what, raw=raw, repairs=tuple(sorted({*what.repairs, *repairs})))
 
 
+def parser_after(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    tools: Sequence[Mapping[str, object]] | None = None,
+    json: bool = False,
+) -> OutputParser:
+    """The parser for the answer to a prompt."""
+    return OutputParser(
+        tokenizer,
+        thought_open=opens_thought(tokenizer, prompt),
+        after_result=follows_result(tokenizer, prompt),
+        tools=tools,
+        json=json,
+    )
+
+
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether a prompt ends inside a thought, as some templates leave it for the model to go on."""
     return _last_of(tokenizer, prompt, ("<|channel>", "<channel|>", *TURN_ENDS, "<|turn>")) == "<|channel>"
