@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pocketgem import kernels
-from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, fold
+from pocketgem.answers import Completion, Finished, Piece, Reply, Score, fold, fold_events
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
@@ -44,7 +44,7 @@ from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids,
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
-from pocketgem.text.events import Content, Event, Thought
+from pocketgem.text.events import Event
 from pocketgem.text.tokenizer import Tokenizer
 
 HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
@@ -239,33 +239,29 @@ class LLM:
         params: SamplingParams | None = None,
         **sampling: Any,
     ) -> Iterator[Event | Finished]:
-        """Answer messages, yielding Content and Thought events as they come and one Finished at the end.
+        """Answer messages, yielding events as they come and one Finished at the end.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}`` in order. Past turns' thoughts are
-                dropped by Gemma's rule, whatever the caller sends back.
-            tools: function declarations for the template. thinking: whether the model may think first.
+            messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": text}`` in order. Past turns'
+                thoughts are dropped by Gemma's rule, whatever the caller sends back. ``Reply.message`` is such a
+                message; a tool's result is ``{"role": "tool", "tool_call_id": "call_0", "content": text}``.
+            tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each; the model's calls
+                come as ToolCall, their arguments in the types of the parameters, or as FailedCall.
+            thinking: whether the model may think first.
         Stop strings are looked for in the content only. Raises TemplateError or PromptError.
         """
         ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
-        return self._events(self._request(ids, self._params(params, sampling)), on_prefill)
+        return self._events(self._request(ids, self._params(params, sampling)), tools or (), on_prefill)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
-        said: list[Event] = []
-        end = Finished(FinishReason.ABORT, Stats())
-        for event in self.stream_chat(messages, **options):
-            if isinstance(event, Finished):
-                end = event
-            else:
-                said.append(event)
-        content = "".join(event.text for event in said if isinstance(event, Content))
-        thought = "".join(event.text for event in said if isinstance(event, Thought))
-        return Reply(content, thought, end.finish, end.stats, end.ids, end.logprobs)
+        return fold_events(self.stream_chat(messages, **options))
 
-    def _events(self, request: Request, on_prefill: Progress | None) -> Iterator[Event | Finished]:
+    def _events(
+        self, request: Request, tools: Sequence[Mapping[str, object]], on_prefill: Progress | None
+    ) -> Iterator[Event | Finished]:
         run = self.flights.start(request)
-        reader = ChatReader(self.tokenizer, run)
+        reader = ChatReader(self.tokenizer, run, tools=tools)
         for output in self.flights.outputs(run, on_prefill):
             yield from reader.read(output)
             if reader.stopped:
