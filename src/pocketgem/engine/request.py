@@ -6,11 +6,13 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketgem.config import ModelConfig
-from pocketgem.engine.guide import Guide
 from pocketgem.errors import CheckpointError, PocketgemError, PromptError
+
+if TYPE_CHECKING:
+    from pocketgem.engine.guide import Guide  # it speaks numpy, which a wrong option must not wait for
 
 MAX_LOGPROBS = 20  # alternatives an answer may list; what the OpenAI API allows
 MAX_STOPS = 64  # every stop string is looked for in every piece of text
@@ -145,7 +147,7 @@ class Request:
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
-    guide: Guide | None = field(default=None, compare=False, repr=False)
+    guide: "Guide | None" = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

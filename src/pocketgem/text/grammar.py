@@ -32,7 +32,8 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 # Any amount of white space would be the first thing that a confused model fills its answer with.
-_JSON_STYLE: Any = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{1,40}", "coerce_one_of": True}
+_SPACE = r"\r?\n[ \t]{0,48}|[ \t]{1,2}"
+_JSON_STYLE: Any = {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "coerce_one_of": True}
 # The formats llguidance knows. Any other is a remark, as JSON Schema says of formats nobody knows.
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 _DATA = ("enum", "const", "default", "examples", "example")  # values, in which "format" means nothing

@@ -101,7 +101,7 @@ class AnswerGuide:
         if self.thoughts.forced is not None:
             return masks.only(self._vocab, [self.thoughts.forced])
         if self.thoughts.is_open:
-            return self._all_but({*self._stops, *self._forbidden_call()})
+            return self._all_but({*self._stops, *self._forbidden_call(), *self._forbidden_thought()})
         if self._state is _State.START and self._rules.must_call:
             return masks.only(self._vocab, self._openers())
         if self._state in (_State.START, _State.CONTENT):

@@ -65,8 +65,6 @@ class Thoughts:
             self.leave()
         elif self._closing:
             self._closing.popleft()
-        elif id == self.open_id:
-            self._label = _LABEL
         else:
             self._count(id)
 
