@@ -75,7 +75,10 @@ class Flights:
         return run
 
     def outputs(self, run: Run, on_prefill: Progress | None = None) -> Iterator[Output]:
-        """The run's outputs as the engine makes them. Leaving the loop ends the request and frees its cache."""
+        """The run's outputs as the engine makes them. Leaving the loop ends the request and frees its cache.
+
+        Raises what ended this very request, where no id could be chosen for it.
+        """
         try:
             while run.inbox or run.finish is None:
                 while run.inbox:
@@ -85,6 +88,8 @@ class Flights:
                     yield output
                 if run.finish is None:
                     self._advance()
+            if run.sequence.error is not None:
+                raise run.sequence.error
         finally:
             self.end(run, FinishReason.ABORT)
 

@@ -11,7 +11,7 @@ The streaming form is the real one; the other is a fold over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -45,6 +45,10 @@ from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
 from pocketgem.text.events import Event
+from pocketgem.text.grammar import Grammars
+from pocketgem.text.guides import AnswerGuide, guide_for
+from pocketgem.text.parse import opens_thought
+from pocketgem.text.shape import Format, Shape, shaped
 from pocketgem.text.tokenizer import Tokenizer
 
 HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
@@ -74,6 +78,7 @@ class LLM:
         self.flights = Flights(self.engine)
         self._numbers = count()
         self._chat: Chat | None = None
+        self.grammars = Grammars(tokenizer)  # empty until the first answer that must have a form
         self._mapped = files
         self._nameless = nameless_ids(checkpoint, tokenizer)
 
@@ -168,6 +173,7 @@ class LLM:
         *,
         on_prefill: Progress | None = None,
         params: SamplingParams | None = None,
+        format: Format | None = None,
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Continue a text, yielding pieces as they come. Leaving the loop early ends the request and frees its cache.
@@ -177,20 +183,26 @@ class LLM:
             on_prefill: called with (prompt tokens read, prompt tokens) after each chunk of a long prompt.
             params: all sampling options; or give them by name over the checkpoint's own defaults: temperature, top_k,
                 top_p, min_p, seed, max_tokens, stop, logprobs, ... (see SamplingParams).
-        Raises PromptError for an empty or over-long prompt and for options out of range.
+            format: what the continuation must be, JsonObject(), JsonSchema(schema) or Regex(pattern).
+        Raises PromptError for an empty or over-long prompt, for options out of range and for a format that is wrong.
         """
-        return self._continue(self._request(prompt, self._params(params, sampling)), on_prefill)
+        return self._continue(self._request(prompt, self._params(params, sampling), Shape(format=format)), on_prefill)
 
-    def generate(self, prompt: Prompt, *, params: SamplingParams | None = None, **sampling: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
-        return fold(self.stream(prompt, params=params, **sampling))
+        return fold(self.stream(prompt, **options))
 
     def generate_many(
-        self, prompts: Sequence[Prompt], *, params: SamplingParams | None = None, **sampling: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        params: SamplingParams | None = None,
+        format: Format | None = None,
+        **sampling: Any,
     ) -> list[Completion]:
         """Continue several texts side by side, batched through the model; answers in the prompts' order."""
-        params = self._params(params, sampling)
-        requests = [self._request(prompt, params) for prompt in prompts]  # all are good, or none starts
+        params, shape = self._params(params, sampling), Shape(format=format)
+        requests = [self._request(prompt, params, shape) for prompt in prompts]  # all are good, or none starts
         runs = [self.flights.start(request) for request in requests]
         try:
             return [fold(self._pieces(run, None)) for run in runs]
@@ -235,6 +247,10 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         thinking: bool = False,
+        thinking_budget: int | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool = True,
+        format: Format | None = None,
         on_prefill: Progress | None = None,
         params: SamplingParams | None = None,
         **sampling: Any,
@@ -246,12 +262,19 @@ class LLM:
                 thoughts are dropped by Gemma's rule, whatever the caller sends back. ``Reply.message`` is such a
                 message; a tool's result is ``{"role": "tool", "tool_call_id": "call_0", "content": text}``.
             tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each; the model's calls
-                come as ToolCall, their arguments in the types of the parameters, or as FailedCall.
-            thinking: whether the model may think first.
+                keep to them and come as ToolCall, or as FailedCall where they cannot be read.
+            thinking: whether the model may think first. thinking_budget: tokens of thought before the channel is closed
+                for it; None: no limit.
+            tool_choice: "none", "auto" (as None), "required", or the name of the one tool to call.
+            parallel_tool_calls: whether one answer may hold several calls.
+            format: what the content must be, JsonObject(), JsonSchema(schema) or Regex(pattern); thoughts and calls
+                are free of it.
         Stop strings are looked for in the content only. Raises TemplateError or PromptError.
         """
         ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
-        return self._events(self._request(ids, self._params(params, sampling)), tools or (), on_prefill)
+        shape = shaped(tools, tool_choice, parallel=parallel_tool_calls, format=format, thinking_budget=thinking_budget)
+        request = self._request(ids, self._params(params, sampling), shape, thinking=thinking)
+        return self._events(request, tools or (), on_prefill)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
@@ -310,14 +333,30 @@ class LLM:
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        """A request that can be answered. Raises PromptError, or CheckpointError when the model's file was changed."""
+    def guide(
+        self, shape: Shape, prompt_ids: Sequence[int], *, thinking: bool, stop_ids: Collection[int] = ()
+    ) -> AnswerGuide | None:
+        """What keeps one answer to ``shape``: for ``Request.guide``, anew for each request. See ``guide_for``."""
+        is_open = opens_thought(self.tokenizer, prompt_ids)
+        return guide_for(self.grammars, shape, thought_open=is_open, thinking=thinking, stop_ids=stop_ids)
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, shape: Shape, *, thinking: bool | None = None
+    ) -> Request:
+        """A request that can be answered. ``thinking`` is None for a text: without a format it is free.
+
+        Raises PromptError, or CheckpointError when the model's file was changed.
+        """
         for file in self._mapped:  # a page that a cut file no longer has would end the process
             file.check_unchanged()
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
         params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params
-        request = Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params)
+        ids, guide = tuple(self._ids(prompt)), None
+        if thinking is not None or shape.format is not None:
+            params = params if params.stop_ids else replace(params, stop_ids=self.tokenizer.end_ids)
+            guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)
+        request = Request(f"request-{next(self._numbers)}", ids, params, guide)
         self.engine.check(request.prompt_ids)
         return request
 

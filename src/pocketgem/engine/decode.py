@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pocketgem.engine.request import Sampled
+from pocketgem.engine.request import Sampled, Sequence
 from pocketgem.engine.sampler import sample
 from pocketgem.engine.scheduler import Turn
+from pocketgem.errors import PocketgemError
 from pocketgem.model.cache import Cache, Step
 from pocketgem.model.gemma import Gemma
 
@@ -40,7 +41,10 @@ def _threads_of(model: Gemma) -> Iterator[None]:
 
 @torch.inference_mode()
 def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled | None]:
-    """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on."""
+    """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on.
+
+    Where none can be chosen it is None too, and ``Sequence.error`` says why: the others' choices stand.
+    """
     ids = [id for turn in turns for id in _next_ids(turn)]
     step = Step.packed(
         [state.cache for state in states if state.cache is not None],  # admission gave every one a cache
@@ -78,14 +82,27 @@ def _coming(turns: Seq[Turn]) -> list[int]:
     return ids
 
 
-def _sample(model: Gemma, logits: torch.Tensor, turn: Turn, state: State) -> Sampled:
-    request = turn.sequence.request
+def _sample(model: Gemma, logits: torch.Tensor, turn: Turn, state: State) -> Sampled | None:
+    try:
+        sampled = _choose(logits, turn.sequence, state)
+    except PocketgemError as error:
+        turn.sequence.error = error
+        return None
+    model.expect([sampled.id])  # its rows come while others are sampled and the text is shown
+    return sampled
+
+
+def _choose(logits: torch.Tensor, sequence: Sequence, state: State) -> Sampled:
+    request = sequence.request
+    guide = request.guide
     sampled = sample(
         logits,
         request.params,
         prompt_ids=request.prompt_ids,
-        output_ids=turn.sequence.output_ids,
+        output_ids=sequence.output_ids,
         generator=state.generator,
+        allowed=None if guide is None else guide.allowed(),
     )
-    model.expect([sampled.id])  # its rows come while others are sampled and the text is shown
+    if guide is not None:
+        guide.push(sampled.id)
     return sampled

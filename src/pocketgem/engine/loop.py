@@ -65,6 +65,7 @@ class Engine:
         """Admit, plan, run, sample, finish: one forward pass. Returns what happened; empty when nothing is left to do.
 
         If the pass fails, every request in it is ended before the error goes on: no half-written past is read again.
+        If no id can be chosen for one request, that one ends, with ``Sequence.error``.
         """
         for sequence in self.scheduler.admit():
             self._start(sequence)
@@ -97,6 +98,8 @@ class Engine:
             reason = self._end(sequence, sampled.id)
             if reason is not None:
                 self._finish(sequence, reason)
+        elif sequence.error is not None:
+            self._finish(sequence, FinishReason.ABORT)
         return Output(sequence, sampled)
 
     def _end(self, sequence: Sequence, last: int) -> FinishReason | None:

@@ -6,10 +6,13 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketgem.config import ModelConfig
-from pocketgem.errors import CheckpointError, PromptError
+from pocketgem.errors import CheckpointError, PocketgemError, PromptError
+
+if TYPE_CHECKING:
+    from pocketgem.engine.guide import Guide  # it speaks numpy, which a wrong option must not wait for
 
 MAX_LOGPROBS = 20  # alternatives an answer may list; what the OpenAI API allows
 MAX_STOPS = 64  # every stop string is looked for in every piece of text
@@ -131,16 +134,20 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # a stop id was chosen, or a stop string appeared
     LENGTH = "length"  # max_tokens are made, or the context is full
-    ABORT = "abort"  # the caller went away
+    ABORT = "abort"  # the caller went away, or the run failed
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to continue it. Raises PromptError for an empty prompt or an id that cannot be one."""
+    """A prompt and how to continue it. Raises PromptError for an empty prompt or an id that cannot be one.
+
+    guide: rules for the ids to come, the state of this one request; None: all ids are allowed.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    guide: "Guide | None" = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -166,6 +173,7 @@ class Sequence:
     finish: FinishReason | None = None
     num_computed: int = 0  # leading ids whose keys and values are cached
     num_reused: int = 0  # of these, how many another sequence had computed
+    error: PocketgemError | None = None  # why no id could be chosen; nobody else's trouble
 
     @property
     def ids(self) -> tuple[int, ...]:
