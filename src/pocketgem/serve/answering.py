@@ -19,6 +19,7 @@ from pocketgem.serve.job import Done, Reading, Update
 from pocketgem.serve.metrics import Metrics
 from pocketgem.serve.models import Loaded
 from pocketgem.service import Outputs
+from pocketgem.text.shape import JsonObject, JsonSchema, Shape
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Desk:
                     return
         raise RunError("the run was ended before the answer was complete")
 
-    async def updates(self, run: Run) -> AsyncGenerator[Update]:
-        """An answer as it comes: how far the prompt was read, events, and Done."""
-        reader, watch = ChatReader(self.loaded.llm.tokenizer, run), Watch(run)
+    async def updates(self, run: Run, shape: Shape) -> AsyncGenerator[Update]:
+        """An answer of a shape as it comes: how far the prompt was read, events, and Done."""
+        json = isinstance(shape.format, JsonObject | JsonSchema)
+        reader, watch = ChatReader(self.loaded.llm.tokenizer, run, tools=shape.tools, json=json), Watch(run)
         async with self._outputs(run) as outputs:
             async for output in outputs:
                 if output.sampled is None:

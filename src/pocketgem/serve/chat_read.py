@@ -26,9 +26,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p"}
 _LIMITS = ("max_completion_tokens", "max_tokens")  # the first that is given counts
 _READ = {
-    *_SAMPLING, *_LIMITS, "model", "messages", "min_tokens", "tools", "tool_choice", "parallel_tool_calls", "response_format",
-    "regex", "stop", "logit_bias", "logprobs", "top_logprobs", "n", "stream", "stream_options", "reasoning_effort",
-    "thinking_budget", "chat_template_kwargs", "modalities",
+    *_SAMPLING, *_LIMITS, "min_tokens", "model", "messages", "tools", "tool_choice", "parallel_tool_calls",
+    "response_format", "regex", "stop", "logit_bias", "logprobs", "top_logprobs", "n", "stream", "stream_options",
+    "reasoning_effort", "thinking_budget", "chat_template_kwargs", "modalities",
 }  # fmt: skip
 
 # Given by official clients, and the answer is the same without them.

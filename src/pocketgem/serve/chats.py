@@ -75,7 +75,7 @@ class Answer:
 
     async def whole(self) -> dict[str, object]:
         """In one piece. Raises RunError."""
-        updates = [update async for update in self.desk.updates(self.run)]
+        updates = [update async for update in self.desk.updates(self.run, self.asked.job.shape)]
         answer = self.route.whole(self.asked, self.stamp, updates)
         self._keep(answer)
         return answer
@@ -86,7 +86,7 @@ class Answer:
         for out in stream.start():
             yield frame(out)
         try:
-            async with aclosing(self.desk.updates(self.run)) as updates:
+            async with aclosing(self.desk.updates(self.run, self.asked.job.shape)) as updates:
                 async for update in updates:
                     for out in stream.push(update):
                         yield frame(out)
@@ -108,7 +108,7 @@ def request_of(llm: LLM, job: ChatJob, *, thinking: bool) -> Request:
     thinks = thinking if job.thinking is None else job.thinking
     ids = llm.chat_prompt(job.messages, tools=list(job.shape.tools) or None, thinking=thinks)
     sampling: dict[str, Any] = dict(job.sampling)
-    return llm.request(ids, **sampling)
+    return llm.request(ids, job.shape, thinking=thinks, **sampling)
 
 
 class Kept:
