@@ -26,6 +26,7 @@ from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine
+from pocketgem.engine.past_folder import PastFolder
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
 from pocketgem.engine.scheduler import Scheduler
 from pocketgem.engine.scoring import score_rows
@@ -40,7 +41,7 @@ from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
-from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.parts import checked_device, defaults_of, identity_of, model_of, nameless_ids, template_of, tokenizer_of
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
@@ -52,6 +53,7 @@ from pocketgem.text.shape import Format, Shape, shaped
 from pocketgem.text.tokenizer import Tokenizer
 
 TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
+CACHE_SIZE = 4 << 30  # bytes of pasts on disk
 Prompt = str | Sequence[int]
 
 
@@ -67,13 +69,16 @@ class LLM:
         context: int | None = None,
         files: tuple[MappedFile, ...] = (),
         plan: Plan | None = None,
+        kept: int | None = None,
+        folder: PastFolder | None = None,
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
+        kept, folder: bytes for pasts in memory, and where they lie on disk; see ``load``.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
-        self.engine = _engine(model, tokenizer, context, plan)
+        self.engine = _engine(model, tokenizer, context, plan, kept, folder)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
         self._numbers = count()
@@ -97,6 +102,9 @@ class LLM:
         expert_memory: int | None = None,
         memory: int | str | None = None,
         sequences: int = 1,
+        kept: int | str | None = None,
+        cache_dir: str | Path | None = None,
+        cache_size: int | str = CACHE_SIZE,
         progress: Progress | None = None,
     ) -> LLM:
         """Load a checkpoint.
@@ -120,6 +128,11 @@ class LLM:
                 is not given here (context, experts' memory, whether a finished conversation is kept) is chosen so that
                 it fits. ``plan`` tells what was chosen.
             sequences: requests side by side that the plan has room for; with ``memory``, more wait for their turn.
+            kept: bytes, or a text such as "2GiB", for finished pasts, so that a prompt that begins like one before it
+                need not be read from its start; 0 keeps none. None: what the plan has room for, or 512 MiB (one long
+                past, where that takes more).
+            cache_dir: a folder, of this person alone, that keeps pasts from one run to the next, in ``cache_size``
+                bytes at most. What was said can be read from it.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
         POCKETGEM_KERNELS asks for kernels that cannot run here and for a budget that cannot be kept; it names the
@@ -149,7 +162,12 @@ class LLM:
             expert_memory=expert_memory,
             progress=progress,
         )
-        return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan)
+        size = None if kept is None else _bytes(kept, "kept", 0)
+        folder = None
+        if cache_dir is not None:
+            about = identity_of(checkpoint, built)
+            folder = PastFolder(Path(cache_dir), _bytes(cache_size, "cache_size"), about, built.new_cache())
+        return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan, kept=size, folder=folder)
 
     @property
     def expert_use(self) -> ExpertUse | None:
@@ -398,19 +416,26 @@ class LLM:
         return replace(request, params=replace(params, suppress_ids=params.suppress_ids | self._nameless))
 
 
-def _engine(model: Gemma, tokenizer: Tokenizer, context: int | None, plan: Plan | None) -> Engine:
+def _engine(
+    model: Gemma,
+    tokenizer: Tokenizer,
+    context: int | None,
+    plan: Plan | None,
+    kept: int | None,
+    folder: PastFolder | None,
+) -> Engine:
     found = {tokenizer.token_id(name) for name in TURNS}
     turn_ids = frozenset(id for id in found if id in tokenizer.special_ids and id is not None)
     if plan is None:
-        return Engine(model, context=context, turn_ids=turn_ids)
-    scheduler = Scheduler(max_running=plan.setting.sequences)
-    return Engine(model, scheduler, context=context, kept=plan.kept_bytes, turn_ids=turn_ids)
+        return Engine(model, context=context, kept=kept, turn_ids=turn_ids, folder=folder)
+    scheduler, kept = Scheduler(max_running=plan.setting.sequences), plan.kept_bytes if kept is None else kept
+    return Engine(model, scheduler, context=context, kept=kept, turn_ids=turn_ids, folder=folder)
 
 
-def _bytes(memory: int | str) -> int:
-    size = parse_size(memory) if isinstance(memory, str) else memory
-    if type(size) is not int or size < 1:
-        raise PromptError(f"memory is {str(memory)[:40]!r}, expected bytes or a text such as 2GiB")
+def _bytes(wish: int | str, name: str = "memory", least: int = 1) -> int:
+    size = parse_size(wish) if isinstance(wish, str) else wish
+    if type(size) is not int or size < least:
+        raise PromptError(f"{name} is {str(wish)[:40]!r}, expected bytes or a text such as 2GiB")
     return size
 
 

@@ -197,6 +197,8 @@ class Service:
         self._wake.set()
         while self._thread.is_alive():
             await asyncio.sleep(TICK / 5)
+        if self._engine.folder is not None:
+            await asyncio.to_thread(self._engine.folder.close)
         if self._flights.ordered:  # another loop's request came between the two
             await asyncio.to_thread(self._finish)
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pocketgem.engine.decode import State, advance, failure
+from pocketgem.engine.past_folder import PastFolder
 from pocketgem.engine.points import keep_points
-from pocketgem.engine.prefix import WHOLE, Ids, PrefixStore, Scope
+from pocketgem.engine.prefix import WHOLE, Hit, Ids, PrefixStore, Scope
 from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence, checked_context
 from pocketgem.engine.sampler import make_generator
 from pocketgem.engine.scheduler import Scheduler, Turn
 from pocketgem.errors import PromptError
 from pocketgem.memory.kv_rows import kv_costs
 from pocketgem.model.gemma import Gemma
-from pocketgem.model.past import Past, Rows, Window, restore
+from pocketgem.model.past import Past, Rows, Stored, Window, restore
 
 KEPT_BYTES = 512 << 20  # for kept pasts where nobody says, or one long past where that is more
 LONG_PAST = 8192  # tokens
+WORTH_LOADING = 64  # tokens more than memory has; fewer are read again while a file is checked
+MOST_WINDOWS = 5  # of a past on disk: the end of its first turn, and the last ones
+DAMAGED = "the file that kept it is damaged"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Engine:
 
     scheduler: limits and order. context: tokens a sequence may have in all (None: the model's own limit).
     kept: bytes for pasts that are kept for prompts that begin with them; 0: none. turn_ids: ids that open a turn of a
-    chat: where kept pasts are likely to be of use.
+    chat: where kept pasts are likely to be of use. folder: where pasts are kept on disk, too.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class Engine:
         context: int | None = None,
         kept: int | None = None,
         turn_ids: frozenset[int] = frozenset(),
+        folder: PastFolder | None = None,
     ) -> None:
         self.model = model
         self.context = checked_context(context, model.config)
         self.scheduler = Scheduler() if scheduler is None else scheduler
-        self.turn_ids = turn_ids
+        self.turn_ids, self.folder = turn_ids, folder
         self.prefixes: PrefixStore[Rows, Window] = PrefixStore(self._usual_bytes() if kept is None else kept)
         self.states: dict[Sequence, State] = {}
 
@@ -119,7 +124,7 @@ class Engine:
         if sequence.request.params.prompt_logprobs is not None and sequence.num_scored < sequence.num_prompt:
             sequence.reuse_reason = WHOLE
             return
-        hit = self.prefixes.find(_scope(sequence), _known(sequence, state, sequence.num_ids))
+        hit = self._find(_scope(sequence), _known(sequence, state, sequence.num_ids))
         if hit.window is not None:
             restore(state.cache, hit.rows, hit.window, hit.position)
         sequence.num_computed = hit.position
@@ -127,6 +132,27 @@ class Engine:
             sequence.num_reused, sequence.reuse_reason = hit.position, hit.reason
         while state.points and state.points[-1] <= hit.position:
             state.points.pop()
+
+    def _find(self, scope: Scope, ids: Ids) -> Hit[Rows, Window]:
+        """The longest kept past; one that lies on disk comes to memory first."""
+        hit = self.prefixes.find(scope, ids)
+        reached, entry = (0, None) if self.folder is None else self.folder.reach(scope, ids)
+        if self.folder is None or entry is None or reached < hit.position + WORTH_LOADING:
+            return hit
+        found = self.folder.load(entry)
+        if found is None:
+            return replace(hit, reason=DAMAGED)
+        stored = Stored(*found)
+        for window in stored.windows:
+            self.prefixes.keep(scope, entry.about.ids[: window.end], stored)
+        return self.prefixes.find(scope, ids)
+
+    def _save(self, sequence: Sequence, state: State) -> None:
+        """Have what is kept of a finished sequence written to disk."""
+        if self.folder is not None and sequence.error is None:
+            scope = _scope(sequence)
+            ids, rows, windows = self.prefixes.way(scope, _known(sequence, state, sequence.num_ids))
+            self.folder.save(scope, ids, rows, [*windows[:1], *windows[1:][-(MOST_WINDOWS - 1) :]])
 
     def _keep_points(self, sequence: Sequence, state: State) -> None:
         """Keep the past at the positions that the last step has passed: its windows are still there."""
@@ -185,7 +211,7 @@ class Engine:
         sequence.finish = reason
         self.scheduler.remove(sequence)
         self._leave(sequence)
-        del self.states[sequence]
+        self._save(sequence, self.states.pop(sequence))
 
 
 def _scope(sequence: Sequence) -> Scope:

@@ -185,6 +185,18 @@ class PrefixStore(Generic[RowsT, WindowT]):
                 return f"the past kept up to token {end} was dropped for memory"
         return None
 
+    def way(self, scope: Scope, ids: Ids) -> tuple[Ids, list[RowsT], list[WindowT]]:
+        """What is kept of ``ids`` up to the last window on their way: (its ids, rows, windows)."""
+        root = self.roots.get(scope)
+        if root is None:
+            return ids[:0], [], []
+        last, _, _ = _walk(root, ids)
+        while last.parent is not None and last.window is None:
+            last = last.parent
+        nodes = last.way()
+        rows = [node.rows for node in nodes if node.rows is not None]
+        return ids[: _length(last)], rows, [node.window for node in nodes if node.window is not None]
+
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
     def keep(self, scope: Scope, ids: Ids, past: PastLike[RowsT, WindowT], *, modest: bool = False) -> bool:

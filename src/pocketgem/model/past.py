@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pocketgem.errors import RunError
@@ -28,6 +29,15 @@ class Rows:
     @property
     def nbytes(self) -> int:
         return sum(k.nbytes + v.nbytes for k, v in self.layers.values())
+
+    def joined(self, others: Sequence[Rows], count: int) -> Rows:
+        """The first ``count`` positions of these and the others', which follow."""
+        pieces = [self, *others]
+        layers = {
+            index: tuple(torch.cat([piece.layers[index][i] for piece in pieces])[:count] for i in range(2))
+            for index in self.layers
+        }
+        return Rows(count, {index: (k, v) for index, (k, v) in layers.items()})
 
     def cut(self, at: int) -> tuple[Rows, Rows]:
         """The first ``at`` and the others, in memory of their own: one may go and the other stay."""
@@ -64,6 +74,28 @@ class Window:
     def serves(self, position: int) -> bool:
         """Whether a sequence can go on from ``position`` with it: its end, or before it while nothing slid out."""
         return position <= self.end and all(layer.first <= layer.oldest(position) for layer in self.layers.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A past that was read from somewhere, as something to take pieces of like ``Past``."""
+
+    all: Rows
+    windows: Sequence[Window]
+
+    def rows_bytes(self, count: int) -> int:
+        return self.all.nbytes // max(self.all.count, 1) * count
+
+    def rows(self, start: int, stop: int) -> Rows:
+        layers = {index: (k[start:stop].clone(), v[start:stop].clone()) for index, (k, v) in self.all.layers.items()}
+        return Rows(stop - start, layers)
+
+    def window_bytes(self, end: int) -> int:
+        found = self.window(end)
+        return 0 if found is None else found.nbytes
+
+    def window(self, end: int) -> Window | None:
+        return next((window for window in self.windows if window.end == end), None)
 
 
 class Past:
