@@ -21,7 +21,7 @@ from torch import Tensor
 from pocketgem.config import from_hf
 from pocketgem.config.counts import decoder_shapes
 from pocketgem.llm import LLM
-from pocketgem.model.cache import Cache, Step
+from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma, Inputs
 from pocketgem.text.tokenizer import Tokenizer
 from tests import text_fixtures as fixtures
@@ -71,41 +71,20 @@ class Script:
         return answer + ("<|tool_response>" if answer.endswith("<tool_call|>") else END)
 
 
-class ScriptedCache(Cache):
-    """A cache that also knows its ids."""
-
-    ids: list[int]
-
-    def fork(self) -> Cache:
-        twin = super().fork()
-        twin.__class__ = ScriptedCache
-        twin.ids = list(self.ids)
-        return twin
-
-
 class ScriptedGemma(Gemma):
     """The tiny model with the script's logits."""
 
     script: Script
-    tokenizer: Tokenizer
-
-    def new_cache(self, limit: int | None = None) -> Cache:
-        cache = super().new_cache(limit)
-        cache.__class__ = ScriptedCache
-        cache.ids = []
-        return cache
-
-    def embed(self, ids: Tensor) -> Inputs:
-        self._ids: list[int] = ids.tolist()
-        return super().embed(ids)
+    llm: LLM
 
     def forward(self, inputs: Inputs, step: Step) -> Tensor:
-        rows: list[tuple[ScriptedCache, int]] = []
+        """Also look up whose rows these are: the engine knows every id of a sequence."""
+        owners = {id(state.cache): sequence for sequence, state in self.llm.engine.states.items()}
+        rows: list[tuple[int, ...]] = []
         for span in step.spans:
-            cache = span.cache
-            assert isinstance(cache, ScriptedCache)
-            cache.ids[cache.length :] = self._ids[span.start : span.stop]
-            rows += [(cache, cache.length + row + 1) for row in range(span.stop - span.start)]
+            sequence = owners.get(id(span.cache))  # none: a text is scored or embedded beside the engine
+            known = () if sequence is None else sequence.ids
+            rows += [known[: span.cache.length + row + 1] for row in range(span.stop - span.start)]
         self._wanted = [rows[row] for row in step.logit_rows.tolist()]
         return super().forward(inputs, step)
 
@@ -113,8 +92,9 @@ class ScriptedGemma(Gemma):
         """The script's choice for each row. Rows come in the order they were asked for, maybe some at a time."""
         scores = super().logits(hidden)
         wanted, self._wanted = self._wanted[: len(hidden)], self._wanted[len(hidden) :]
-        for row, (cache, length) in enumerate(wanted):
-            id = self.script.next(self.tokenizer.decode(cache.ids[:length]), self.tokenizer)
+        tokenizer = self.llm.tokenizer
+        for row, ids in enumerate(wanted):
+            id = self.script.next(tokenizer.decode(ids), tokenizer)
             scores[row, id] = scores[row].max() + ABOVE
         return scores
 
@@ -126,7 +106,7 @@ def scripted_llm(folder: Path, script: Script, **options: Any) -> LLM:
     model = llm.model
     model.__class__ = ScriptedGemma
     assert isinstance(model, ScriptedGemma)
-    model.script, model.tokenizer, model._wanted = script, llm.tokenizer, []
+    model.script, model.llm, model._wanted = script, llm, []
     return llm
 
 

@@ -114,6 +114,8 @@ def rounded(value: Any) -> Any:
         {"model": "scripted", "prompt": "the sky", "max_tokens": 30, "stop": ["ue", "blue 日"]},
         {"prompt": "hello", "max_tokens": 0},
         {"prompt": "hello", "max_tokens": 0, "echo": True},
+        {"prompt": ["hello", "quit"], "max_tokens": 0, "echo": True, "logprobs": 2},
+        {"prompt": [2, 300, 301], "max_tokens": 1, "echo": True, "logprobs": 1},
     ],
 )
 def test_a_stream_joined_is_the_whole_answer(server: Running, body: dict[str, Any]) -> None:
@@ -122,7 +124,10 @@ def test_a_stream_joined_is_the_whole_answer(server: Running, body: dict[str, An
     assert rounded(joined(chunks)) == rounded(whole["choices"])
     assert chunks[-1]["choices"] == []
     usage = chunks[-1]["usage"]
-    assert {**usage, "prompt_tokens_details": None} == {**whole["usage"], "prompt_tokens_details": None}
+    assert {**usage, "prompt_tokens_details": None} == {
+        **whole["usage"],
+        "prompt_tokens_details": None,
+    }
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 
@@ -144,6 +149,28 @@ def test_text_and_ids_are_the_same_prompt(server: Running, twin: LLM) -> None:
     assert by_text[0]["text"].startswith("hello")
     assert complete(server, prompt=twin.tokenize("hello"), echo=True)["choices"] == by_text
     assert complete(server, prompt=[twin.tokenize("hello")], echo=True)["choices"] == by_text
+
+
+def test_an_echo_tells_the_prompts_probabilities(server: Running, twin: LLM) -> None:
+    """As evaluation harnesses ask for a log-likelihood."""
+    ids = twin.tokenize("hello quit, a longer prompt than the window")
+    score = twin.score(ids)
+    choice = complete(server, prompt=[ids], echo=True, logprobs=1, max_tokens=1)["choices"][0]
+    lists = choice["logprobs"]
+    assert {name: len(values) for name, values in lists.items()} == dict.fromkeys(lists, len(ids) + 1)
+    assert lists["token_logprobs"][0] is lists["top_logprobs"][0] is None
+    assert np.allclose(lists["token_logprobs"][1:-1], score.logprobs, atol=1e-4)
+    for name, logprob, top in list(zip(lists["tokens"], lists["token_logprobs"], lists["top_logprobs"], strict=True))[
+        1:
+    ]:
+        assert top[name] == logprob  # the same float: a greedy token is the maximum, exactly
+        assert max(top.values()) >= logprob
+    assert choice["text"] == "hello quit, a longer prompt than the window" + lists["tokens"][-1]
+    tokens, offsets = lists["tokens"][1:], lists["text_offset"][1:]
+    assert [
+        choice["text"][start:][: len(name)] for start, name in zip(offsets[1:], lists["tokens"][1:], strict=True)
+    ] == (lists["tokens"][1:])
+    assert complete(server, prompt=[ids], echo=True, logprobs=1, max_tokens=0)["usage"]["completion_tokens"] == 0
 
 
 def test_a_stop_string_is_cut_and_ends_the_run(server: Running) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 
 from pocketgem.answers import Finished, Piece
 from pocketgem.engine.loop import Output
-from pocketgem.engine.request import FinishReason, Request
+from pocketgem.engine.request import FinishReason, Request, Sampled
 from pocketgem.errors import RunError
 from pocketgem.flight import Run
 from pocketgem.reader import ChatReader, TextReader
@@ -41,15 +41,18 @@ class Desk:
         self.stack.callback(self._close, run)
         return run
 
-    async def pieces(self, run: Run) -> AsyncGenerator[Piece]:
-        """A completion as it comes. Closing the generator ends the request within a step. Raises RunError."""
+    async def pieces(self, run: Run) -> AsyncGenerator[tuple[Piece, tuple[Sampled, ...]]]:
+        """A completion as it comes, and what was found out about its prompt where that was asked for.
+
+        Closing the generator ends the request within a step. Raises RunError.
+        """
         reader = TextReader(self.loaded.llm.tokenizer, run)
         async with self._outputs(run) as outputs:
             async for output in outputs:
                 piece = reader.read(output)
                 if reader.stopped:
                     self.loaded.service.end(run, FinishReason.STOP)
-                yield piece
+                yield piece, output.prompt
                 if piece.finish is not None and piece.finish is not FinishReason.ABORT:
                     return
         raise RunError("the run was ended before the answer was complete")
@@ -100,4 +103,4 @@ class Watch:
 
 
 def _done(end: Finished) -> Done:
-    return Done(end.finish, end.stats, logprobs=end.logprobs)
+    return Done(end.finish, end.stats, reuse=end.stats.reuse_reason, logprobs=end.logprobs)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 
-from pocketgem.answers import Piece, Stats
-from pocketgem.engine.request import MAX_ID, MAX_LOGPROBS, FinishReason, Request
+from pocketgem.answers import Piece, Stats, TokenLogprob
+from pocketgem.engine.request import MAX_ID, MAX_LOGPROBS, FinishReason, Request, Sampled
 from pocketgem.flight import Run
 from pocketgem.llm import LLM, Prompt
 from pocketgem.serve.answering import Desk
@@ -39,7 +39,7 @@ _SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """A request, checked. max_tokens 0 asks for nothing but the prompt's own log-probabilities."""
+    """A request, checked. ``logprobs`` with ``echo`` are also the prompt's."""
 
     model: str | None
     prompts: list[Prompt]
@@ -97,6 +97,7 @@ class Choice:
     lists: Lists = field(default_factory=Lists)
     finish: FinishReason | None = None
     stats: Stats = field(default_factory=Stats)
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,24 +187,11 @@ class Answering:
                 if choice.run is None:
                     choice.run = self.desk.submit(choice.request)
                 async with aclosing(self.desk.pieces(choice.run)) as pieces:
-                    async for piece in pieces:
-                        for chunk in self._chunks_of(choice, piece):
+                    async for piece, prompt in pieces:
+                        if (chunk := _chunk_of(choice, piece, prompt)) is not None:
                             self._news.put_nowait(chunk)
         except Exception as error:
             self._news.put_nowait(error)
-
-    def _chunks_of(self, choice: Choice, piece: Piece) -> Iterator[Chunk]:
-        """What of a piece is shown: nothing of the one token that a prompt alone costs."""
-        silent = self.wanted.max_tokens == 0
-        text, logprobs = ("", ()) if silent else (piece.text, piece.logprobs)
-        if choice.shown:
-            text, choice.shown = choice.shown + text, ""
-        lists = choice.writer.write(logprobs) if choice.writer is not None and logprobs else None
-        if piece.finish is not None:
-            choice.finish = FinishReason.LENGTH if silent else piece.finish
-            choice.stats = piece.stats or choice.stats
-        if text or lists or choice.finish:
-            yield Chunk(choice, text, lists, choice.finish)
 
     def _choice(self, choice: Choice) -> dict[str, object]:
         lists = choice.lists if self.wanted.logprobs is not None else None
@@ -216,7 +204,7 @@ class Answering:
 
     def _usage(self) -> dict[str, object]:
         prompts = [choice.stats for choice in self.choices[:: self.wanted.n]]  # n answers are to one prompt
-        made = 0 if self.wanted.max_tokens == 0 else sum(choice.stats.completion_tokens for choice in self.choices)
+        made = sum(choice.stats.completion_tokens for choice in self.choices)
         read = sum(stats.prompt_tokens for stats in prompts)
         return {
             "prompt_tokens": read,
@@ -224,6 +212,19 @@ class Answering:
             "total_tokens": read + made,
             "prompt_tokens_details": {"cached_tokens": sum(stats.reused_tokens for stats in prompts)},
         }
+
+
+def _chunk_of(choice: Choice, piece: Piece, prompt: tuple[Sampled, ...]) -> Chunk | None:
+    """What one output adds to a choice, the prompt first where it is echoed; None for nothing to show."""
+    tokens: list[TokenLogprob | Sampled | int] = [*prompt, *piece.logprobs]
+    text = piece.text
+    if not choice.begun:
+        choice.begun, text = True, choice.shown + text
+        if choice.request.params.prompt_logprobs is not None:
+            tokens.insert(0, choice.request.prompt_ids[0])
+    lists = choice.writer.write(tokens) if choice.writer is not None and tokens else None
+    choice.finish, choice.stats = piece.finish, piece.stats or choice.stats
+    return Chunk(choice, text, lists, piece.finish) if text or lists or piece.finish else None
 
 
 def _entry(index: int, text: str, lists: Lists | None, finish: FinishReason | None) -> dict[str, object]:
@@ -252,7 +253,8 @@ def _choices(llm: LLM, wanted: Wanted) -> list[Choice]:
 
 
 def _sampling(wanted: Wanted, copy: int) -> dict[str, Any]:
-    options: dict[str, Any] = {**wanted.sampling, "max_tokens": max(1, wanted.max_tokens), "logprobs": wanted.logprobs}
+    options: dict[str, Any] = {**wanted.sampling, "max_tokens": wanted.max_tokens, "logprobs": wanted.logprobs}
+    options["prompt_logprobs"] = wanted.logprobs if wanted.echo else None
     if (seed := options.get("seed")) is not None:
         options["seed"] = (seed + copy + 2**63) % 2**64 - 2**63  # n answers are n different ones
     return options

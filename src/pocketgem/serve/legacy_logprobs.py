@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pocketgem.answers import TokenLogprob
+from pocketgem.engine.request import Sampled
 from pocketgem.text.tokenizer import StreamDecoder, Tokenizer
 
 LOWEST = -9999.0  # JSON has no infinity; what the OpenAI API says for "never"
@@ -38,20 +39,20 @@ class Lists:
 
 
 class LogprobWriter:
-    """Writes the lists of one choice. ``begin`` is where its first token stands in the text."""
+    """Writes the lists of one choice."""
 
-    def __init__(self, tokenizer: Tokenizer, begin: int = 0) -> None:
-        self.tokenizer, self.offset = tokenizer, begin
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.offset = tokenizer, 0
         self._decoder: StreamDecoder = tokenizer.stream()
 
-    def write(self, tokens: Iterable[TokenLogprob | int], *, unseen: frozenset[int] = frozenset()) -> Lists:
-        """Entries of the next tokens; a bare id is the first of a prompt. ``unseen`` ids are no part of the text."""
+    def write(self, tokens: Iterable[TokenLogprob | Sampled | int]) -> Lists:
+        """Entries of the next tokens. A bare id is the first of a prompt; a begin token is then no text."""
         lists = Lists()
         for token in tokens:
             id = token if isinstance(token, int) else token.id
             lists.tokens.append(self.name(id))
             lists.text_offset.append(self.offset)
-            if id not in unseen:
+            if token != self.tokenizer.bos_id:
                 self.offset += len(self._decoder.push([id]))
             if isinstance(token, int):
                 lists.token_logprobs.append(None)
@@ -69,7 +70,7 @@ class LogprobWriter:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
-    def _top(self, token: TokenLogprob) -> dict[str, float]:
+    def _top(self, token: TokenLogprob | Sampled) -> dict[str, float]:
         """Most probable first. Of two tokens with one text the more probable stays."""
         found: dict[str, float] = {}
         for id, logprob in (*token.top, (token.id, token.logprob)):
@@ -77,5 +78,5 @@ class LogprobWriter:
         return found
 
 
-def finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else LOWEST
+def finite(logprob: float | None) -> float:
+    return logprob if logprob is not None and math.isfinite(logprob) else LOWEST

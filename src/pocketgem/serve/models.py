@@ -15,6 +15,7 @@ from pocketgem.serve.faults import Fault
 from pocketgem.serve.log import Log
 from pocketgem.service import Service
 
+MAX_UNREAD = 1 << 16  # outputs on their way to the event loop, which has a tighter box for those on their way out
 TICK = 5.0  # seconds between looks at who is idle
 
 
@@ -146,7 +147,7 @@ class Registry:
             entry.loading = None
 
     def _serve(self, name: str, llm: LLM) -> Loaded:
-        service = Service(llm, max_waiting=self.max_waiting)
+        service = Service(llm, max_waiting=self.max_waiting, max_unread=MAX_UNREAD)
         service.start()
         return Loaded(name, llm, service)
 
