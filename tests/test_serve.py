@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -16,9 +17,12 @@ import openai
 import pytest
 
 from pocketgem import LLM
+from pocketgem.engine.loop import Output
+from pocketgem.engine.request import FinishReason, Request, Sampled, SamplingParams, Sequence
 from pocketgem.serve.keys import Keys
 from pocketgem.serve.models import Source
 from pocketgem.serve.settings import Settings
+from pocketgem.service import ServedRun
 from tests.cli_models import TEMPLATE, save_model
 from tests.scripted import Script, scripted_llm
 from tests.serving import Running, events_of, post_head, running, wait_for
@@ -167,9 +171,7 @@ def test_an_echo_tells_the_prompts_probabilities(server: Running, twin: LLM) -> 
         assert max(top.values()) >= logprob
     assert choice["text"] == "hello quit, a longer prompt than the window" + lists["tokens"][-1]
     tokens, offsets = lists["tokens"][1:], lists["text_offset"][1:]
-    assert [
-        choice["text"][start:][: len(name)] for start, name in zip(offsets[1:], lists["tokens"][1:], strict=True)
-    ] == (lists["tokens"][1:])
+    assert [choice["text"][start:][: len(name)] for start, name in zip(offsets, tokens, strict=True)] == tokens
     assert complete(server, prompt=[ids], echo=True, logprobs=1, max_tokens=0)["usage"]["completion_tokens"] == 0
 
 
@@ -339,6 +341,20 @@ def test_the_log_tells_what_happened_and_not_what_was_said(server: Running) -> N
     line = server.lines[-1]
     assert (line["method"], line["status"], line["model"], line["completion_tokens"]) == ("POST", 200, "twin", 8)
     assert "secret" not in server.log.getvalue()
+
+
+async def test_an_answer_is_over_when_its_last_token_was_read_not_when_it_was_made() -> None:
+    """The engine ends a sequence a moment before its last output arrives: who reads meanwhile must not stop there."""
+    sequence = Sequence(Request("r", (5,), SamplingParams()))
+    run = ServedRun(sequence, asyncio.get_running_loop(), 100)
+    run.take(Output(sequence, Sampled(7, None, ())))
+    assert await run.next() is not None
+    sequence.finish = FinishReason.LENGTH
+    assert run.finish is None
+    run.take(Output(sequence, Sampled(8, None, ())))
+    assert run.finish is None
+    assert await run.next() is not None
+    assert run.finish is FinishReason.LENGTH
 
 
 # ---- clients that leave ---------------------------------------------------------------------------------------------

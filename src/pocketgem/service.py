@@ -69,7 +69,7 @@ class ServedRun(Run):
 
     @property
     def finish(self) -> FinishReason | None:
-        """As for every run; but the engine goes on meanwhile, and has ended a sequence before its last output is here."""
+        """As for every run; but the engine has ended a sequence a moment before its last output is here."""
         read = self._last is not None and self._read is self._last
         return self.sequence.finish if read or (self.over and not self.inbox) else None
 
