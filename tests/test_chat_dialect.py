@@ -238,6 +238,7 @@ def test_a_request_of_every_field_becomes_a_job() -> None:
         "logit_bias": {12: -math.inf, 13: 1.5},
     }
     assert job.shape.tool == "get_time"
+    assert not job.shape.parallel  # a named tool is called once
     assert job.shape.choice is ToolChoice.REQUIRED
     assert job.shape.format == JsonSchema({"type": "object"})
     assert job.shape.thinking_budget == 1024

@@ -152,6 +152,22 @@ def test_a_stamp_makes_ids_of_its_own(dialect: Any) -> None:
     assert json.dumps(one).count(STAMP.id) >= 2  # the answer's and the call's
 
 
+ENDS = {
+    "content": ("stop", "end_turn", "completed"),
+    "one call": ("tool_calls", "tool_use", "completed"),
+    "failed": ("stop", "end_turn", "completed"),
+    "length": ("length", "max_tokens", "incomplete"),
+    "length after a call": ("length", "max_tokens", "incomplete"),
+    "stop string": ("stop", "stop_sequence", "completed"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_how_an_answer_ended(name: str) -> None:
+    found = [whole(dialect, SCRIPTS[name]) for dialect in (chat, messages, responses)]
+    assert (found[0]["choices"][0]["finish_reason"], found[1]["stop_reason"], found[2]["status"]) == ENDS[name]
+
+
 PAST = [
     {"role": "user", "content": "What is the time?"},
     {

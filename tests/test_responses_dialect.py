@@ -271,6 +271,18 @@ def test_the_store_forgets_what_was_used_longest_ago() -> None:
     assert len(store) == 1
 
 
+def test_what_is_forgotten_takes_no_room() -> None:
+    store = Conversations()
+    for id in ("r1", "r2"):
+        store.keep("a", id, ({"role": "user", "content": id * 100},), {"id": id})
+    store.forget("a", "r1")
+    left = store.find("a", "r2")
+    assert left is not None
+    assert store.size == left.size
+    store.keep("a", "r2", left.messages, left.response)  # the same again is not counted twice
+    assert store.size == left.size
+
+
 def test_a_flood_costs_its_maker() -> None:
     store = Conversations(max_bytes=10_000)
     store.keep("quiet", "r", ({"role": "user", "content": "x" * 2000},), {})
@@ -279,6 +291,7 @@ def test_a_flood_costs_its_maker() -> None:
     store.keep("loud", "huge", ({"role": "user", "content": "x" * 20_000},), {})
     assert store.find("quiet", "r")
     assert store.find("loud", "r99")
+    assert store.find("loud", "r98")
     assert store.find("loud", "huge") is None
     assert store.size <= 10_000
 

@@ -7,19 +7,24 @@ and of every step is bounded inside, and compiled grammars are kept for the next
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pocketgem.errors import PromptError
 from pocketgem.text import masks
+from pocketgem.text.expressions import check_pattern, whole
 from pocketgem.text.masks import Mask
-from pocketgem.text.schema_check import check_pattern, check_schema, check_size
+from pocketgem.text.schema_check import Place, check_schema, inner_schemas
+from pocketgem.text.schema_ends import check_end
 from pocketgem.text.tokenizer import Tokenizer
 
+MAX_BLAMED = 200  # expressions that are tried one by one to find the wrong one
 KEPT = 32  # compiled grammars, a few hundred KiB each
 MAX_GRAMMAR = 1 << 20  # characters of one grammar, however small the schema it was made of
 _LIMITS = LLParserLimits(
@@ -33,7 +38,12 @@ _LIMITS = LLParserLimits(
 )
 # Any amount of white space would be the first thing that a confused model fills its answer with.
 _SPACE = r"\r?\n[ \t]{0,48}|[ \t]{1,2}"
-_JSON_STYLE: Any = {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "coerce_one_of": True}
+_JSON_STYLE = {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "coerce_one_of": True}
+_POSITION = re.compile(r"^at \d+\(\d+\): ")
+_ANY = {"x-guidance": _JSON_STYLE}
+# Where only one text can follow, llguidance would write it out and cut it into tokens at every step: as long as a
+# schema's longest constant. So the model chooses the tokens there too, among those that begin that text.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
 # The formats llguidance knows. Any other is a remark, as JSON Schema says of formats nobody knows.
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 _DATA = ("enum", "const", "default", "examples", "example")  # values, in which "format" means nothing
@@ -90,23 +100,21 @@ class Grammars:
     def json_schema(self, schema: object, name: str = "schema") -> Matcher:
         """JSON that ``schema`` describes. Raises PromptError, saying where, for a schema that is wrong or too large."""
         check_schema(schema, name)
-        bare = _prepared({k: v for k, v in schema.items() if k != "x-guidance"} if isinstance(schema, Mapping) else {})
-        if isinstance(schema, bool) and not schema:
-            raise PromptError(f"{name} is false, which no answer can be")
-        return self._compiled(LLMatcher.grammar_from_json_schema(json.dumps(bare), overrides=_JSON_STYLE), name)
+        check_end(schema, name)
+        ours = {**_prepared(schema), "x-guidance": _JSON_STYLE} if isinstance(schema, Mapping) else _ANY
+        return self.lark(f"start: %json {json.dumps(ours)}\n", name, [Place(schema, name)])
 
     def regex(self, pattern: str, name: str = "regex") -> Matcher:
         """Text that ``pattern`` matches whole. Raises PromptError for what is no expression, or one too large."""
         check_pattern(pattern, name)
-        check_size(pattern, name)
-        return self._compiled(LLMatcher.grammar_from_regex(pattern), name)
+        return self.lark(f"start: WHOLE\nWHOLE: {whole(pattern)}\n" if pattern else 'start: ""\n', name)
 
-    def lark(self, grammar: str, name: str) -> Matcher:
-        """Text of a grammar in llguidance's form of Lark."""
-        return self._compiled(LLMatcher.grammar_from_lark(grammar), name)
+    def lark(self, grammar: str, name: str, schemas: Sequence[Place] = ()) -> Matcher:
+        """Text of a grammar in llguidance's form of Lark, made of ``schemas``: where to look for what is wrong with it.
 
-    def _compiled(self, grammar: str, name: str) -> Matcher:
-        """Copies are cheap; what is kept stays at the start."""
+        Copies are cheap; what is kept stays at the start.
+        """
+        grammar = LLMatcher.grammar_from_lark(_OPTIONS + grammar)
         if len(grammar) > MAX_GRAMMAR:
             raise PromptError(f"{name} makes a grammar of {len(grammar)} characters; the limit is {MAX_GRAMMAR}")
         with self._lock:
@@ -117,7 +125,7 @@ class Grammars:
         if kept is None:
             kept = LLMatcher(view, grammar, log_level=0, limits=_LIMITS)
             if kept.is_error():
-                raise PromptError(f"{name} cannot be compiled: {_line(kept.get_error())}")
+                raise PromptError(_blamed(schemas) or f"{name} cannot be compiled: {_line(kept.get_error())}")
             with self._lock:
                 self._kept[grammar] = kept
                 while len(self._kept) > KEPT:
@@ -151,7 +159,7 @@ def _view(tokenizer: Tokenizer) -> LLTokenizer:
     return LLTokenizer(_Vocabulary(tokenizer), n_vocab=tokenizer.vocab_size)  # type: ignore[arg-type]
 
 
-def _prepared(schema: object) -> object:
+def _prepared(schema: Any) -> Any:
     """A copy without formats that are only remarks. Its depth was bounded before."""
     if isinstance(schema, Mapping):
         unknown = isinstance(schema.get("format"), str) and schema["format"] not in _FORMATS
@@ -163,6 +171,23 @@ def _prepared(schema: object) -> object:
     return [_prepared(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
 
 
+def _blamed(schemas: Sequence[Place]) -> str | None:
+    """Which expression in the schemas is none, if that is what is wrong."""
+    inside = (place for schema in schemas for place in inner_schemas(schema.schema, schema.where))
+    found = ((p.schema["pattern"], p.where) for p in inside if isinstance(p.schema, Mapping) and "pattern" in p.schema)
+    for pattern, where in islice(found, MAX_BLAMED):
+        grammar = LLMatcher.grammar_from_lark(f"start: WHOLE\nWHOLE: {whole(pattern)}\n")
+        if pattern and (message := LLMatcher.validate_grammar(grammar)):
+            return f"{where}/pattern cannot be compiled: {_line(message)}"
+    return None
+
+
 def _line(message: str) -> str:
-    """The first lines of a library's message as one, without what it adds for its own debugging."""
-    return " ".join(message.split())[:300]
+    """What a library's message says, without where it stands in a text that nobody wrote and without that text."""
+    said = " ".join(message.split()).split(" 1 | ")[0].removesuffix(" ^").removesuffix(" <non-verbose/>")
+    said = said.split("error: ")[-1].removeprefix("failed to compile JSON schema: ")
+    return (
+        _POSITION.sub("", said)
+        .removeprefix("failed to compile JSON schema: ")
+        .replace("Unimplemented keys", "not supported")[:200]
+    )

@@ -21,6 +21,7 @@ from pocketgem.text import masks
 from pocketgem.text.grammar import Grammars, Matcher
 from pocketgem.text.masks import Mask
 from pocketgem.text.notation import CallMarks, call_grammar, check_tools
+from pocketgem.text.schema_check import Place
 from pocketgem.text.shape import JsonObject, JsonSchema, Regex, Shape, ToolChoice
 from pocketgem.text.thinking import OPEN, Thoughts
 
@@ -71,9 +72,10 @@ class CallGrammar:
 
     grammars: Grammars
     text: str
+    schemas: tuple[Place, ...]
 
     def begin(self) -> Matcher:
-        return self.grammars.lark(self.text, "the tools' grammar")
+        return self.grammars.lark(self.text, "the tools' grammar", self.schemas)
 
 
 class _State(enum.Enum):
@@ -214,7 +216,8 @@ def _calls(grammars: Grammars, shape: Shape) -> CallGrammar | None:
         if must:
             raise PromptError("this model has no tokens for tool calls, so none can be required; use tool_choice auto")
         return None
-    calls = CallGrammar(grammars, call_grammar(functions, marks))
+    schemas = (Place(one.get("parameters") or True, f"parameters of tool {name!r}") for name, one in functions.items())
+    calls = CallGrammar(grammars, call_grammar(functions, marks), tuple(schemas))
     calls.begin()  # what is wrong with it is said now
     return calls
 

@@ -20,9 +20,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llguidance import regex_to_lark
-
 from pocketgem.errors import PromptError
+from pocketgem.text.expressions import searched
 from pocketgem.text.schema_cases import Case, Cases, is_type, types_of
 from pocketgem.text.schema_check import check_schema
 from pocketgem.text.tokenizer import Tokenizer
@@ -216,7 +215,7 @@ class _Rules:
         longest = None if longest is None else int(longest)
         if longest is not None and longest < shortest:
             return _Alternative("", ("nothing",))
-        parts = [_searched(pattern) for pattern in case.get("pattern", [])]
+        parts = [searched(pattern) for pattern in case.get("pattern", [])]
         if shortest or longest is not None:
             parts.append(f"/(?s:.){{{shortest},{'' if longest is None else longest}}}/")
         if longest == 0:
@@ -352,37 +351,3 @@ def _literal(text: str) -> str:
 
 def _slashed(expression: str) -> str:
     return expression.replace("/", r"\/")
-
-
-def _searched(pattern: str) -> str:
-    """An expression that may match anywhere, as JSON Schema has it, as terms that match whole strings."""
-    terms = []
-    for branch in _branches(pattern):
-        body, before, after = branch, "(?s:.*)", "(?s:.*)"
-        if body.startswith("^"):
-            body, before = body[1:], ""
-        if body.endswith("$") and (len(body) - len(body[:-1].rstrip("\\"))) % 2 == 1:
-            body, after = body[:-1], ""
-        terms.append(f"{before}(?:{body}){after}")
-    whole = "|".join(terms)
-    return f"/{regex_to_lark(whole, 'd')}/"
-
-
-def _branches(pattern: str) -> list[str]:
-    """An expression cut at the bars that stand outside of groups and classes."""
-    branches, start, depth, in_class, escaped = [], 0, 0, False, False
-    for index, character in enumerate(pattern):
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif in_class:
-            in_class = character != "]"
-        elif character == "[":
-            in_class = True
-        elif character in "()":
-            depth += 1 if character == "(" else -1
-        elif character == "|" and depth == 0:
-            branches.append(pattern[start:index])
-            start = index + 1
-    return [*branches, pattern[start:]]

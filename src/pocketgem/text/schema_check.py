@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pocketgem.errors import PromptError
+from pocketgem.text.expressions import check_pattern
 
 MAX_BYTES = 1 << 18  # of the schema as JSON; the largest in public collections that people use for answers have half
 MAX_DEPTH = 64  # objects and lists inside each other, of the schema itself
-MAX_NODES = 20_000  # values
+MAX_NODES = 10_000  # values
 MAX_CHOICES = 4096  # values of one enum; compiling takes time in proportion
-MAX_PATTERN = 2048  # characters of one expression
 MAX_COUNT = 100_000  # for lengths and numbers of items: a grammar counts them one by one
 
 TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
@@ -39,9 +39,27 @@ class Place:
 def check_schema(schema: object, name: str) -> None:
     """Raise PromptError unless ``schema`` is within the limits and its keywords have the types they must have."""
     check_size(schema, name)
-    waiting = [Place(schema, name)]
+    for _ in inner_schemas(schema, name):
+        pass
+
+
+def inner_schemas(schema: object, name: str) -> Iterator[Place]:
+    """A schema, all schemas inside it and those it refers to, each once and after a look at its keywords.
+
+    Raises PromptError for a wrong one.
+    """
+    waiting, seen = [Place(schema, name)], set[int]()
     while waiting:
-        waiting += _checked(waiting.pop())
+        place = waiting.pop()
+        if id(place.schema) in seen:
+            continue
+        if isinstance(place.schema, Mapping):
+            seen.add(id(place.schema))
+        waiting += _checked(place)
+        if isinstance(place.schema, Mapping) and "$ref" in place.schema:
+            reference = str(place.schema["$ref"])
+            waiting.append(Place(resolve(schema, reference, place.where), f"{place.where}/$ref"))
+        yield place
 
 
 def check_size(value: object, name: str) -> None:
@@ -148,14 +166,6 @@ def _check_values(schema: Mapping[str, object], where: str) -> None:
     named = schema.get("patternProperties")
     for pattern in named if isinstance(named, Mapping) else ():
         check_pattern(pattern, f"{where}/patternProperties")
-
-
-def check_pattern(pattern: object, where: str) -> None:
-    """Raise PromptError unless ``pattern`` is text of a bounded length. Whether it is an expression is seen later."""
-    if not isinstance(pattern, str):
-        raise PromptError(f"{where} must be an expression as text, not {_shown(pattern)}")
-    if len(pattern) > MAX_PATTERN:
-        raise PromptError(f"{where} is {len(pattern)} characters long; the limit is {MAX_PATTERN}")
 
 
 def _check_reference(schema: Mapping[str, object], where: str) -> None:
