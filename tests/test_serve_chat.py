@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -166,11 +165,3 @@ def test_leaving_while_the_prompt_is_read_frees_the_place(server: Running, path:
         wait_for(lambda: server.service("m").running)
     wait_for(server.idle)
     assert server.service("m").held.tokens == 0
-
-
-@pytest.mark.weights
-def test_the_real_model_has_no_template_and_says_so(real_model_path: Path) -> None:
-    with running({"gemma-3-270m": LLM.load(real_model_path)}) as server:
-        answer = server.http.post("/v1/chat/completions", json={"messages": [user("hello")]})
-        assert answer.status_code == 400
-        assert "no chat template" in answer.json()["error"]["message"]
