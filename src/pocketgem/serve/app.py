@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,7 +14,9 @@ from pocketgem.llm import LLM
 from pocketgem.serve import chats, completions, embeddings, health, tokens
 from pocketgem.serve.call import Call
 from pocketgem.serve.guard import Guard
+from pocketgem.serve.openapi import document
 from pocketgem.serve.pages import Pages
+from pocketgem.serve.replies import json_reply
 from pocketgem.serve.wiring import Get, Handler, Post, Reader, Serving
 
 
@@ -21,7 +25,14 @@ class App:
 
     def __init__(self, serving: Serving, ready: Mapping[str, LLM] | None = None) -> None:
         self.serving, self.ready = serving, dict(ready or {})
-        self.router = Router(routes(serving), redirect_slashes=False, lifespan=self._life)
+        table = routes(serving)
+        described = json_reply(document((route.path, method) for route in table for method in verbs(route)))
+
+        async def openapi(serving: Serving, request: Request) -> Response:
+            return described
+
+        table.append(Route("/openapi.json", Get(serving, "/openapi.json", openapi), methods=["GET"]))
+        self.router = Router(table, redirect_slashes=False, lifespan=self._life)
         self.guard = Guard(self._route, serving.settings, self._tell)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,6 +54,11 @@ class App:
             yield
         finally:
             await self.serving.registry.close(0)
+
+
+def verbs(route: Route) -> list[str]:
+    """The methods of a route, without HEAD, which comes with GET."""
+    return sorted((route.methods or set()) - {"HEAD"})
 
 
 def routes(serving: Serving) -> list[Route]:
