@@ -64,6 +64,7 @@ class _Frame:
     key: str = ""
     filled: bool = False  # a value stands there, and a comma or the end must follow
     comma: bool = False  # a comma stands there
+    doubled: bool = False  # the arguments are an object inside these brackets
 
 
 @dataclass
@@ -123,7 +124,9 @@ class Reader:
 
     def _put(self, value: object, *, loose: bool = False, guessed: bool = False) -> None:
         frame = self.stack[-1]
-        if isinstance(frame.items, dict):
+        if frame.doubled and isinstance(value, dict):
+            frame.items, frame.doubled = value, False
+        elif isinstance(frame.items, dict):
             if frame.key in frame.items:
                 self.repairs.add("duplicate_key")
             frame.items[frame.key] = value
@@ -168,7 +171,8 @@ class Reader:
         char = self.text[self.at]
         if char == "{" and len(self.stack) == 1 and not frame.items and not frame.comma:
             self.repairs.add("double_brace")
-            self._doubled(frame)
+            frame.doubled = True
+            self._push()
             return
         frame.key = self._key(char)
         self._skip()
@@ -180,14 +184,6 @@ class Reader:
         self.at += 1
         self._skip()
         self._value(frame)
-
-    def _doubled(self, frame: _Frame) -> None:
-        """The arguments as an object inside the brackets of the call: its members are the call's."""
-        inner = Reader(self.text, self.known, closed=False, spell=self.spell, repairs=self.repairs)
-        items = inner.read(self.at)
-        if isinstance(items, dict):
-            frame.items = items
-        frame.filled, self.at = True, inner.at
 
     def _key(self, char: str) -> str:
         if char == _QUOTE:
