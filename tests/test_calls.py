@@ -1,11 +1,8 @@
-"""Calls of tools: both corpora however they are cut, values there and back, and bodies made to do harm."""
+"""Calls of tools: both corpora however they are cut, and values there and back."""
 
 from __future__ import annotations
 
 import random
-import sys
-import threading
-import time
 from typing import Any
 
 import pytest
@@ -14,7 +11,6 @@ from hypothesis import strategies as st
 
 from pocketgem.text.calls import Body, read_calls
 from pocketgem.text.events import Content, FailedCall, Marker, ToolCall
-from pocketgem.text.literals import MAX_DEPTH
 from pocketgem.text.markers import Mark
 from pocketgem.text.parse import OutputParser
 from pocketgem.text.toolbox import Toolbox
@@ -182,121 +178,6 @@ def test_any_body_is_read_or_refused_whole(text: str, closed: bool, cut: bool) -
     assert [part.start for part in slices] == [0, *(part.end for part in slices[:-1])]
     assert slices[-1].end == len(text)
     assert not any(isinstance(part.what, FailedCall) for part in slices[:-1])
-
-
-# Bodies made to do harm -----------------------------------------------------------------------------------------------
-
-SCHEMA = {"name": "w", "parameters": {"type": "object", "properties": {"a": {}}, "$defs": {"r": {"$ref": "#/$defs/r"}}}}
-
-
-@pytest.mark.parametrize("depth", [10**2, 10**3, 10**4, 10**5, 10**6])
-@pytest.mark.parametrize(
-    "shape",
-    ["a:{}", "a:[]", "'a':[", '"a":"[', f"a:{QUOTE}[", "a:b{", "{", "[", "(", f"{QUOTE}a{QUOTE}:{{"],
-)
-def test_nesting_is_refused_not_crashed(depth: int, shape: str) -> None:
-    """In a thread with a small stack, as a server may have."""
-    found: list[Any] = []
-
-    def read() -> None:
-        inner = shape * depth
-        for text in (f"call:w{{{inner}", f"call:w{{a:{inner}1}}"):
-            found.extend(read_calls(Body(text), Toolbox([SCHEMA])))
-
-    before = threading.stack_size(256 * 1024)
-    try:
-        thread = threading.Thread(target=read)
-        thread.start()
-    finally:
-        threading.stack_size(before)
-    thread.join(60)
-    assert not thread.is_alive()
-    assert found
-
-
-def test_the_deepest_that_is_read() -> None:
-    for depth, good in ((MAX_DEPTH - 1, True), (MAX_DEPTH, False)):
-        (found,) = read_calls(Body("call:w{a:" + "[" * depth + "]" * depth + "}"), Toolbox([SCHEMA]))
-        assert isinstance(found.what, ToolCall) is good
-    text = QUOTE + "[" * 10**5 + "]" * 10**5 + QUOTE
-    tools = Toolbox([{"name": "w", "parameters": {"properties": {"a": {"type": "array"}}}}])
-    (found,) = read_calls(Body(f"call:w{{a:{text}}}"), tools)
-    assert isinstance(found.what, ToolCall)
-    assert found.what.flaw == "schema_mismatch"
-
-
-@pytest.mark.parametrize(
-    "reference", ["#/$defs/loop", "#", "#/$defs/missing", "other.json", "#/properties/a", "#//", 7, None]
-)
-def test_schemas_that_refer_to_themselves_end(reference: object) -> None:
-    loop = {"$defs": {"loop": {"anyOf": [{"$ref": "#/$defs/loop"}, {"$ref": "#/$defs/loop"}]}}}
-    tool = {"name": "w", "parameters": {"type": "object", "properties": {"a": {"$ref": reference}}, **loop}}
-    (found,) = read_calls(Body(f"call:w{{a:{'[' * 60}1{']' * 60}}}"), Toolbox([tool]))
-    assert isinstance(found.what, ToolCall)
-
-
-def test_alternatives_within_alternatives_have_a_budget() -> None:
-    schema: dict[str, Any] = {"type": "integer"}
-    for _ in range(40):
-        schema = {"anyOf": [{"type": "array", "items": schema}] * 8}
-    tool = {"name": "w", "parameters": {"properties": {"a": schema}}}
-    began = time.process_time()
-    (found,) = read_calls(Body(f"call:w{{a:{'[' * 60}1{']' * 60}}}"), Toolbox([tool]))
-    assert isinstance(found.what, ToolCall)
-    assert found.what.flaw == "schema_mismatch"
-    assert time.process_time() - began < 20  # without one it would take years
-
-
-def steps_of(text: str) -> int:
-    """How many lines of Python run: a clock that other programs on the machine cannot disturb."""
-    count = 0
-
-    def trace(frame: Any, event: str, argument: object) -> Any:
-        nonlocal count
-        count += 1
-        return trace
-
-    tokenizer = fixtures.gemma4_tokenizer()
-    ids = tokenizer.encode(text, add_bos=False, parse_special=True)
-    parser = OutputParser(tokenizer, tools=[SCHEMA])
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        parser.push(ids)
-        parser.finish()
-    finally:
-        sys.settrace(before)
-    return count
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "a:1,", "a:b,", "a:b c,", "'", "a:',", "`", '"', "[", "]", "{", "}", "(", ",", ", ", "a=", " ", "\n", "x",
-        '<|"|>', '<|"|>,', "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>", "}<|channel>", "call:w{", "\\",
-        "call:w{}", "<|tool_call>call:w{}", "thought\n", "<unused7>", "<|turn>", "<pad>", "a:[b,", "<tool_call|>x",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "start", ["", "<|tool_call>call:w{a:", '<|tool_call>call:w{a:<|"|>', "<|channel>x<channel|>call:w{"]
-)
-def test_twice_as_much_takes_twice_as_long(start: str, unit: str) -> None:
-    small, large = (steps_of(start + unit * count) for count in (150, 300))
-    assert large <= 2.3 * small + 300
-
-
-def test_a_long_text_is_read_in_one_pass() -> None:
-    """What a count of lines cannot see: expressions that go back."""
-
-    def seconds(count: int) -> float:
-        texts = [f"a:{char * count}" for char in ("'x", '"x', "`x", "x,", "x ", "{x", "(", "1", '"\\u', ", b")]
-        began = time.process_time()
-        for text in texts:
-            [*read_calls(Body(f"call:w{{{text}"), Toolbox([SCHEMA]))]
-        return time.process_time() - began
-
-    seconds(1000)
-    assert seconds(400_000) < 20  # a pass that is not linear takes hours
 
 
 def test_markers_are_told_apart_from_their_names() -> None:

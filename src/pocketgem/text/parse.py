@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pocketgem.text.calls import Body, read_calls
 from pocketgem.text.channel import Channel
-from pocketgem.text.events import Event, FailedCall, Marker, joined
+from pocketgem.text.events import Event, FailedCall, Marker, ToolCall, joined
 from pocketgem.text.json_content import JsonContent
 from pocketgem.text.markers import Mark, Markers
 from pocketgem.text.pending import PendingCall, finished, is_sure
@@ -177,7 +177,7 @@ class OutputParser:
 
     def _end(self, cut: bool) -> Iterator[Anything]:
         """The end of the turn, or of the ids."""
-        if (call := self._call) is not None and call.quoted and not cut and Mark.CALL_END.value in call.text:
+        if (call := self._call) is not None and not cut and self._swallowed_its_end(call):
             yield from self._replayed(call)
             if self.ended:
                 return
@@ -249,6 +249,12 @@ class OutputParser:
             raw = self._markers.spelled(body.text[part.start : part.end])
             raw = (call.opener if part is slices[0] else "") + raw + (closer if part is slices[-1] else "")
             yield finished(part.what, raw, extra)
+
+    def _swallowed_its_end(self, call: PendingCall) -> bool:
+        """Whether a text that never ended hides the call's own end: what stands before that must be a call."""
+        head, end, _ = call.text.partition(Mark.CALL_END.value) if call.quoted and call.opener else ("", "", "")
+        body = Body(head, spell=self._markers.spelled)
+        return bool(end) and all(isinstance(part.what, ToolCall) for part in read_calls(body, self._tools))
 
     def _replayed(self, call: PendingCall) -> Iterator[Anything]:
         """A text in it never ended, and so swallowed the end of the call: again, with nothing hidden by a text."""
