@@ -25,6 +25,7 @@ TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _COMBINING = {"allOf", "$ref", "anyOf", "oneOf"}
+_COMBINED = {"pattern", "properties", "patternProperties", "items", "prefixItems", "additionalProperties"}
 _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -45,9 +46,17 @@ def check_schema(schema: object, name: str) -> None:
     for place in inner_schemas(schema, name):
         if isinstance(place.schema, Mapping):
             patterns += "pattern" in place.schema or "patternProperties" in place.schema
-            combined = combined or bool(_COMBINING & place.schema.keys() and ("allOf" in place.schema or patterns))
+            combined = combined or _combines(place.schema)
     if combined and patterns > MAX_COMBINED:
         raise PromptError(f"{name} combines {patterns} expressions by allOf or $ref; at most {MAX_COMBINED} can be")
+
+
+def _combines(schema: Mapping[str, object]) -> bool:
+    """Whether a value must satisfy several schemas at once here."""
+    several = schema.get("allOf", ())
+    if isinstance(several, (list, tuple)) and len(several) > 1:
+        return True
+    return bool(_COMBINING & schema.keys() and _COMBINED & schema.keys())
 
 
 def inner_schemas(schema: object, name: str) -> Iterator[Place]:
