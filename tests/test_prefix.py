@@ -82,6 +82,7 @@ def check(store: Store) -> None:
     """Counts are right, the budget is kept, every branch leads to a window, every node is reached by its first id."""
     size = tokens = 0
     for root in store.roots.values():
+        assert root.children
         for node in root.below():
             if node.parent is not None:
                 assert node.rows is not None
@@ -165,14 +166,14 @@ def test_why_no_more_was_of_use() -> None:
     assert store.find(HERE, array(ids)).reason == FIRST
     keep(store, ids[:20])
     assert store.find(HERE, array(ids[:21])).reason is None
-    assert store.find(HERE, array([7, *ids])).reason == "nothing kept begins like this prompt: it differs at token 0"
-    assert store.find(HERE, array([*ids[:20], 99, 98])).reason == (
-        "nothing kept begins like this prompt: it differs at token 20"
-    )
+    assert store.find(HERE, array([7, *ids])).reason == "what is kept differs from this prompt at token 0"
+    assert store.find(HERE, array([*ids[:20], 99, 98])).reason == ("what is kept differs from this prompt at token 20")
     assert store.find(HERE, array([*ids[:15], 99, 98])).reason == (
-        "kept pasts differ from this prompt at token 15, and the window there is no longer kept"
+        "what is kept differs from this prompt at token 15; the nearest window kept is at token 0"
     )
-    assert store.find(HERE, array(ids[:16])).reason == "the window at token 16 is no longer kept"
+    assert store.find(HERE, array(ids[:16])).reason == (
+        "the window at token 16 is no longer kept; the nearest window kept is at token 0"
+    )
     assert store.find(Scope("poet"), array(ids)).reason == "another adapter's past is kept"
     assert store.find(Scope(None, "salt"), array(ids)).reason == FIRST  # nobody learns what others asked
     assert PrefixStore(0).find(HERE, array(ids)).reason == NO_MEMORY
