@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketgem.text.events import Content, Event, Thought
+from pocketgem.text.events import Content, Event, FailedCall, Marker, Thought, ToolCall
 from pocketgem.text.parse import OutputParser, opens_thought
 from pocketgem.text.tokenizer import Tokenizer
 from tests import text_fixtures as fixtures
 
 MARKERS = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>", "<eos>", "<|tool_response>"]
-WORDS = ["thought", "thought\n", "tho", "ught", "\n", "\n\n", "user", "call:w{a:1}", "日本", " "]
+MARKERS += ["<|turn>", "<unused7>", "<pad>", "<tool_response|>"]
+WORDS = [
+    "thought",
+    "thought\n",
+    "tho",
+    "ught",
+    "\n",
+    "\n\n",
+    "user",
+    "call:w{a:1}",
+    "日本",
+    " ",
+    "call:w{",
+    "a:",
+    "}",
+    "{",
+    "[",
+    "(",
+    ")",
+    ",",
+    "'",
+    '"',
+    "```",
+]
+TOOLS = [{"name": "w", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}]
 
 
 def ids_of(text: str, tokenizer: Tokenizer | None = None) -> list[int]:
     return (tokenizer or fixtures.gemma4_tokenizer()).encode(text, add_bos=False, parse_special=True)
 
 
-def parsed(pieces: list[list[int]], *, thought_open: bool = False, tokenizer: Tokenizer | None = None) -> list[Event]:
-    parser = OutputParser(tokenizer or fixtures.gemma4_tokenizer(), thought_open=thought_open)
+def read(pieces: list[list[int]], *, tokenizer: Tokenizer | None = None, **options: Any) -> list[Event | Marker]:
+    parser = OutputParser(tokenizer or fixtures.gemma4_tokenizer(), **options)
+    parts = [part for piece in pieces for part in parser.read(piece)]
+    return merged(parts + parser.read_end())
+
+
+def parsed(pieces: list[list[int]], *, tokenizer: Tokenizer | None = None, **options: Any) -> list[Event]:
+    parser = OutputParser(tokenizer or fixtures.gemma4_tokenizer(), **options)
     events = [event for piece in pieces for event in parser.push(piece)]
     return merged(events + parser.finish())
 
 
-def merged(events: list[Event]) -> list[Event]:
-    result: list[Event] = []
-    for event in events:
-        assert event.text
-        if result and type(result[-1]) is type(event):
-            result[-1] = type(event)(result[-1].text + event.text)
+def merged(parts: list[Any]) -> list[Any]:
+    result: list[Any] = []
+    for part in parts:
+        if result and type(result[-1]) is type(part) and isinstance(part, (Content, Thought)):
+            assert part.text
+            result[-1] = type(part)(result[-1].text + part.text)
         else:
-            result.append(event)
+            result.append(part)
     return result
+
+
+def said(parts: list[Event | Marker]) -> str:
+    return "".join(part.raw if isinstance(part, (ToolCall, FailedCall)) else part.text for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +88,20 @@ def merged(events: list[Event]) -> list[Event]:
         ("<|channel>tho<channel|>hello", [Thought("tho"), Content("hello")]),
         ("<|channel>thought\nno end\n", [Thought("no end\n")]),
         ("<|channel>tho", [Thought("tho")]),
-        ("<|channel>thought\na<|channel>thought\nb<channel|>c", [Thought("ab"), Content("c")]),
+        ("<|channel>thought\na<|channel>thought\nb<channel|>c", [Thought("athought\nb"), Content("c")]),
         ("a<channel|>b", [Content("ab")]),  # a closing marker that closes nothing
         ("a<|channel>thought\nb<channel|>c", [Content("a"), Thought("b"), Content("c")]),
         (
             '<|channel>thought\na<|tool_call>call:w{c:<|"|>x<|"|>}<tool_call|><|tool_response>',
-            [Thought("a"), Content('<|tool_call>call:w{c:<|"|>x<|"|>}<tool_call|>')],
+            [
+                Thought("a"),
+                ToolCall(
+                    "w",
+                    {"c": "x"},
+                    '<|tool_call>call:w{c:<|"|>x<|"|>}<tool_call|>',
+                    repairs=("call_in_thought",),
+                ),
+            ],
         ),
         ("<bos>a<pad><eos>", [Content("a")]),
         ("a<|think|>", [Content("a<|think|>")]),  # a control token without a meaning here is shown, not swallowed
@@ -110,46 +152,23 @@ def split(data: st.DataObject, ids: list[int]) -> list[list[int]]:
     return [ids[a:b] for a, b in zip([0, *places], [*places, len(ids)], strict=True)]
 
 
-@given(data=st.data(), thought_open=st.booleans())
+@given(data=st.data(), thought_open=st.booleans(), json=st.booleans(), tools=st.sampled_from([None, (), TOOLS]))
 @settings(deadline=None)
-def test_any_split_gives_the_same_events(data: st.DataObject, thought_open: bool) -> None:
+def test_any_split_gives_the_same_events(data: st.DataObject, thought_open: bool, json: bool, tools: Any) -> None:
     ids = generated(data)
-    whole = parsed([ids], thought_open=thought_open)
-    assert parsed(split(data, ids), thought_open=thought_open) == whole
-    assert parsed([[id] for id in ids], thought_open=thought_open) == whole
+    options = {"thought_open": thought_open, "json": json, "tools": tools}
+    whole = parsed([ids], **options)
+    assert parsed(split(data, ids), **options) == whole
+    assert parsed([[id] for id in ids], **options) == whole
 
 
-def by_segments(ids: list[int], thought_open: bool) -> list[Event]:
-    """What the module's docstring promises, said about whole stretches of text between markers: the oracle."""
-    tokenizer = fixtures.gemma4_tokenizer()
-    names = {id: name for name, id in tokenizer.special_tokens.items()}
-    silent = {names[id] for id in tokenizer.end_ids} | {"<bos>", "<pad>"}
-    kind, label, run, events = Thought if thought_open else Content, False, [], []
-    for id in [*ids, None]:
-        marker = None if id is None else names.get(id)
-        if id is not None and marker not in silent | {"<|channel>", "<channel|>", "<|tool_call>"}:
-            run.append(id)
-            continue
-        text, run = tokenizer.decode(run), []
-        if label:
-            label = "thought\n".startswith(text) or text == "\n"
-            text = "" if text == "thought" else re.sub(r"\A(thought)?\n", "", text)
-        if kind is Thought and marker == "<channel|>":
-            text = text.removesuffix("\n")
-        events.append(kind(text))
-        if marker == "<|channel>":
-            kind, label = Thought, True
-        elif marker in ("<channel|>", "<|tool_call>"):
-            kind, label = Content, False
-        run = [id] if marker == "<|tool_call>" and id is not None else []
-    return merged([event for event in events if event.text])
-
-
-@given(data=st.data(), thought_open=st.booleans())
+@given(data=st.data(), thought_open=st.booleans(), json=st.booleans(), tools=st.sampled_from([None, (), TOOLS]))
 @settings(deadline=None)
-def test_nothing_is_lost_but_the_markers(data: st.DataObject, thought_open: bool) -> None:
+def test_nothing_is_lost(data: st.DataObject, thought_open: bool, json: bool, tools: Any) -> None:
     ids = generated(data)
-    assert parsed([ids], thought_open=thought_open) == by_segments(ids, thought_open)
+    parts = read(split(data, ids), thought_open=thought_open, json=json, tools=tools)
+    assert said(parts) == said(read([ids], thought_open=thought_open, json=json, tools=tools))
+    assert said(parts) == fixtures.gemma4_tokenizer().decode(ids)
 
 
 def test_the_tokens_that_end_a_turn() -> None:

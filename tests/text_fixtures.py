@@ -12,7 +12,7 @@ from typing import Any
 from pocketgem.text.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent / "data"
-NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 
 _WORDS = "the then there their they hello help world word work works and answer thought user model turn channel bread "
 _WORDS += "ing ed er est ab abab ababab aa aaa aaaa -- ---- -------- 00 01 10 100 1000 été über 日本 日本語 मन नम"
@@ -21,6 +21,11 @@ _HTML = ("<table>", "</table>", "<h1>", "</h1>")
 _GEMMA_4_CONTROL = ("<|tool>", "<tool|>", "<|think|>", "<|turn>", "<turn|>", "<|image|>")
 _GEMMA_4_VISIBLE = (
     "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|channel>", "<channel|>",
+)  # fmt: skip
+
+_FUNCTION_TOKENS = (
+    "<start_function_declaration>", "<end_function_declaration>", "<start_function_call>", "<end_function_call>",
+    "<start_function_response>", "<end_function_response>", "<escape>",
 )  # fmt: skip
 
 
@@ -62,6 +67,7 @@ def gemma4_metadata() -> dict[str, Any]:
     typed += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
     runs = [char * count for char in "\n▁\t" for count in range(2, 6)]
     typed += [(text, NORMAL) for text in (*runs, *_HTML, *words(), "\n", "\t", "▁", *_LETTERS)]
+    typed += [(f"<unused{number}>", UNUSED) for number in (7, 49)]
     merges = _merges([text for text, kind in typed if kind == NORMAL])
     return spm_metadata() | {
         "tokenizer.ggml.model": "gemma4",
@@ -76,7 +82,7 @@ def tokenizer_json(metadata: dict[str, Any]) -> dict[str, Any]:
     """The ``tokenizer.json`` that says the same as a vocabulary of ``gemma4_metadata``."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [id for id, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED)]
+    added = [id for id, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED, UNUSED)]
     return {
         "version": "1.0",
         "truncation": None,
@@ -107,6 +113,17 @@ def spm_tokenizer() -> Tokenizer:
 def gemma4_tokenizer() -> Tokenizer:
     """Gemma 4's kind: channels, tool calls and turns."""
     return Tokenizer.from_gguf(gemma4_metadata())
+
+
+@cache
+def functiongemma_tokenizer() -> Tokenizer:
+    """FunctionGemma's kind: Gemma 3's vocabulary with tokens for calls."""
+    metadata = spm_metadata()
+    tokens = [*metadata["tokenizer.ggml.tokens"], *_FUNCTION_TOKENS]
+    kinds = [*metadata["tokenizer.ggml.token_type"], *[USER_DEFINED] * len(_FUNCTION_TOKENS)]
+    scores = [*metadata["tokenizer.ggml.scores"], *[-1000.0] * len(_FUNCTION_TOKENS)]
+    keys = {"tokens": tokens, "token_type": kinds, "scores": scores}
+    return Tokenizer.from_gguf(metadata | {f"tokenizer.ggml.{name}": value for name, value in keys.items()})
 
 
 def _merges(best_first: Sequence[str]) -> Iterator[tuple[str, str]]:

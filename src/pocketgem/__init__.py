@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from pocketgem.llm import LLM
-    from pocketgem.text.events import Content, Thought
+    from pocketgem.text.events import Content, FailedCall, Thought, ToolCall
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "Content",
+    "FailedCall",
     "FinishReason",
     "Finished",
     "FormatError",
@@ -49,6 +50,7 @@ __all__ = [
     "Thought",
     "TokenLogprob",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedError",
     "WeightsError",
     "__version__",
@@ -59,7 +61,9 @@ _ROOMS = {
     "FinishReason": "engine.request",
     "SamplingParams": "engine.request",
     "Content": "text.events",
+    "FailedCall": "text.events",
     "Thought": "text.events",
+    "ToolCall": "text.events",
 }
 
 

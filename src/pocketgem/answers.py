@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pocketgem.engine.request import FinishReason
+from pocketgem.text.events import Content, Event, FailedCall, Thought, ToolCall
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,25 @@ class Completion:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a chat stream. ``ids`` and ``logprobs`` are those of the whole answer, thoughts included."""
+    """The last event of a chat stream. ``ids`` and ``logprobs`` are those of the whole answer, thoughts included.
+
+    flaw  why the answer is not whole, where its text does not show it: "unterminated_thought" (nothing but a thought
+          that never ended), "degenerate_repetition" or "truncated_json"
+    """
 
     finish: FinishReason
     stats: Stats
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    flaw: str | None = None
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer: what the person reads, and what the model thought before."""
+    """A whole answer: what the person reads, what the model thought before, and which tools it calls.
+
+    failed  what began as calls and cannot be read as such      flaw  as in ``Finished``
+    """
 
     content: str
     thought: str
@@ -83,11 +92,53 @@ class Reply:
     stats: Stats
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    failed: tuple[FailedCall, ...] = ()
+    flaw: str | None = None
 
     @property
     def message(self) -> dict[str, object]:
-        """The answer as a message for the next turn's history."""
-        return {"role": "assistant", "content": self.content}
+        """The answer as a message for the next turn's history.
+
+        With calls it carries the thought too, which the model needs until the chain of calls ends; after that the
+        thought is dropped for it. Calls are numbered: the results' ``tool_call_id`` is ``call_0``, ``call_1``, ...
+        A call that failed goes back as the text it is.
+        """
+        message: dict[str, object] = {
+            "role": "assistant",
+            "content": "".join([self.content, *(failed.raw for failed in self.failed)]),
+        }
+        if self.tool_calls:
+            message["tool_calls"] = [_as_message(index, call) for index, call in enumerate(self.tool_calls)]
+            if self.thought:
+                message["reasoning"] = self.thought
+        return message
+
+
+def _as_message(index: int, call: ToolCall) -> dict[str, object]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{index}", "type": "function", "function": function}
+
+
+def fold_events(events: Iterable[Event | Finished]) -> Reply:
+    """A chat stream as one whole."""
+    said, end = [], Finished(FinishReason.ABORT, Stats())
+    for event in events:
+        if isinstance(event, Finished):
+            end = event
+        else:
+            said.append(event)
+    return Reply(
+        content="".join(event.text for event in said if isinstance(event, Content)),
+        thought="".join(event.text for event in said if isinstance(event, Thought)),
+        finish=end.finish,
+        stats=end.stats,
+        ids=end.ids,
+        logprobs=end.logprobs,
+        tool_calls=tuple(event for event in said if isinstance(event, ToolCall)),
+        failed=tuple(event for event in said if isinstance(event, FailedCall)),
+        flaw=end.flaw,
+    )
 
 
 @dataclass(frozen=True)

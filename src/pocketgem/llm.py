@@ -11,7 +11,7 @@ The streaming form is the real one; the other is a fold over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pocketgem import kernels
-from pocketgem.answers import Completion, Finished, Piece, Reply, Score, Stats, fold
+from pocketgem.answers import Completion, Finished, Piece, Reply, Score, fold, fold_events
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
@@ -45,7 +45,11 @@ from pocketgem.parts import checked_device, defaults_of, identity_of, model_of, 
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
-from pocketgem.text.events import Content, Event, Thought
+from pocketgem.text.events import Event
+from pocketgem.text.grammar import Grammars
+from pocketgem.text.guides import AnswerGuide, guide_for
+from pocketgem.text.parse import opens_thought
+from pocketgem.text.shape import Format, Shape, shaped
 from pocketgem.text.tokenizer import Tokenizer
 
 TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
@@ -79,6 +83,7 @@ class LLM:
         self.flights = Flights(self.engine)
         self._numbers = count()
         self._chat: Chat | None = None
+        self.grammars = Grammars(tokenizer)  # empty until the first answer that must have a form
         self._mapped = files
         self._nameless = nameless_ids(checkpoint, tokenizer)
 
@@ -186,6 +191,7 @@ class LLM:
         *,
         on_prefill: Progress | None = None,
         params: SamplingParams | None = None,
+        format: Format | None = None,
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Continue a text, yielding pieces as they come. Leaving the loop early ends the request and frees its cache.
@@ -195,20 +201,26 @@ class LLM:
             on_prefill: called with (prompt tokens read, prompt tokens) after each chunk of a long prompt.
             params: all sampling options; or give them by name over the checkpoint's own defaults: temperature, top_k,
                 top_p, min_p, seed, max_tokens, stop, logprobs, ... (see SamplingParams).
-        Raises PromptError for an empty or over-long prompt and for options out of range.
+            format: what the continuation must be, JsonObject(), JsonSchema(schema) or Regex(pattern).
+        Raises PromptError for an empty or over-long prompt, for options out of range and for a format that is wrong.
         """
-        return self._continue(self._request(prompt, self._params(params, sampling)), on_prefill)
+        return self._continue(self._request(prompt, self._params(params, sampling), Shape(format=format)), on_prefill)
 
-    def generate(self, prompt: Prompt, *, params: SamplingParams | None = None, **sampling: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
-        return fold(self.stream(prompt, params=params, **sampling))
+        return fold(self.stream(prompt, **options))
 
     def generate_many(
-        self, prompts: Sequence[Prompt], *, params: SamplingParams | None = None, **sampling: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        params: SamplingParams | None = None,
+        format: Format | None = None,
+        **sampling: Any,
     ) -> list[Completion]:
         """Continue several texts side by side, batched through the model; answers in the prompts' order."""
-        params = self._params(params, sampling)
-        requests = [self._request(prompt, params) for prompt in prompts]  # all are good, or none starts
+        params, shape = self._params(params, sampling), Shape(format=format)
+        requests = [self._request(prompt, params, shape) for prompt in prompts]  # all are good, or none starts
         runs = [self.flights.start(request) for request in requests]
         try:
             return [fold(self._pieces(run, None)) for run in runs]
@@ -253,37 +265,44 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         thinking: bool = False,
+        thinking_budget: int | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool = True,
+        format: Format | None = None,
         on_prefill: Progress | None = None,
         params: SamplingParams | None = None,
         **sampling: Any,
     ) -> Iterator[Event | Finished]:
-        """Answer messages, yielding Content and Thought events as they come and one Finished at the end.
+        """Answer messages, yielding events as they come and one Finished at the end.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text}`` in order. Past turns' thoughts are
-                dropped by Gemma's rule, whatever the caller sends back.
-            tools: function declarations for the template. thinking: whether the model may think first.
+            messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": text}`` in order. Past turns'
+                thoughts are dropped by Gemma's rule, whatever the caller sends back. ``Reply.message`` is such a
+                message; a tool's result is ``{"role": "tool", "tool_call_id": "call_0", "content": text}``.
+            tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each; the model's calls
+                keep to them and come as ToolCall, or as FailedCall where they cannot be read.
+            thinking: whether the model may think first. thinking_budget: tokens of thought before the channel is closed
+                for it; None: no limit.
+            tool_choice: "none", "auto" (as None), "required", or the name of the one tool to call.
+            parallel_tool_calls: whether one answer may hold several calls.
+            format: what the content must be, JsonObject(), JsonSchema(schema) or Regex(pattern); thoughts and calls
+                are free of it.
         Stop strings are looked for in the content only. Raises TemplateError or PromptError.
         """
         ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
-        return self._events(self._request(ids, self._params(params, sampling)), on_prefill)
+        shape = shaped(tools, tool_choice, parallel=parallel_tool_calls, format=format, thinking_budget=thinking_budget)
+        request = self._request(ids, self._params(params, sampling), shape, thinking=thinking)
+        return self._events(request, tools or (), on_prefill)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
-        said: list[Event] = []
-        end = Finished(FinishReason.ABORT, Stats())
-        for event in self.stream_chat(messages, **options):
-            if isinstance(event, Finished):
-                end = event
-            else:
-                said.append(event)
-        content = "".join(event.text for event in said if isinstance(event, Content))
-        thought = "".join(event.text for event in said if isinstance(event, Thought))
-        return Reply(content, thought, end.finish, end.stats, end.ids, end.logprobs)
+        return fold_events(self.stream_chat(messages, **options))
 
-    def _events(self, request: Request, on_prefill: Progress | None) -> Iterator[Event | Finished]:
+    def _events(
+        self, request: Request, tools: Sequence[Mapping[str, object]], on_prefill: Progress | None
+    ) -> Iterator[Event | Finished]:
         run = self.flights.start(request)
-        reader = ChatReader(self.tokenizer, run)
+        reader = ChatReader(self.tokenizer, run, tools=tools)
         for output in self.flights.outputs(run, on_prefill):
             yield from reader.read(output)
             if reader.stopped:
@@ -325,11 +344,27 @@ class LLM:
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        """A request that can be answered. Raises PromptError, or CheckpointError when the model's file was changed."""
+    def guide(
+        self, shape: Shape, prompt_ids: Sequence[int], *, thinking: bool, stop_ids: Collection[int] = ()
+    ) -> AnswerGuide | None:
+        """What keeps one answer to ``shape``: for ``Request.guide``, anew for each request. See ``guide_for``."""
+        is_open = opens_thought(self.tokenizer, prompt_ids)
+        return guide_for(self.grammars, shape, thought_open=is_open, thinking=thinking, stop_ids=stop_ids)
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, shape: Shape, *, thinking: bool | None = None
+    ) -> Request:
+        """A request that can be answered. ``thinking`` is None for a text: without a format it is free.
+
+        Raises PromptError, or CheckpointError when the model's file was changed.
+        """
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
-        return self.checked(Request(f"request-{next(self._numbers)}", tuple(self._ids(prompt)), params))
+        ids, guide = tuple(self._ids(prompt)), None
+        if thinking is not None or shape.format is not None:
+            params = params if params.stop_ids else replace(params, stop_ids=self.tokenizer.end_ids)
+            guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)
+        return self.checked(Request(f"request-{next(self._numbers)}", ids, params, guide))
 
     def checked(self, request: Request) -> Request:
         """The request as the engine takes it: ids without a token are never chosen. Any thread may ask.

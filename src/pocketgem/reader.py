@@ -4,14 +4,14 @@ asyncio, reads them with the same two readers.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from pocketgem.answers import Finished, Piece, TokenLogprob
 from pocketgem.engine.loop import Output
 from pocketgem.engine.request import FinishReason
 from pocketgem.flight import Run
 from pocketgem.text.events import Content, Event
-from pocketgem.text.parse import OutputParser, opens_thought
+from pocketgem.text.parse import parser_after
 from pocketgem.text.stops import StopStrings
 from pocketgem.text.tokenizer import Tokenizer
 
@@ -45,37 +45,56 @@ class TextReader:
 class ChatReader:
     """An answer: ids to events; stop strings are looked for in the content. When ``stopped`` is true, end the run."""
 
-    def __init__(self, tokenizer: Tokenizer, run: Run) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        run: Run,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = (),
+        json: bool = False,
+    ) -> None:
+        """Args:
+        tools: declarations the model may call; () for none, None to take every call as it stands.
+        json: the content must be JSON, and fences around it are no content.
+        """
         self.tokenizer, self.run, self.stopped = tokenizer, run, False
-        self._parser = OutputParser(tokenizer, thought_open=opens_thought(tokenizer, run.sequence.request.prompt_ids))
+        self._parser = parser_after(tokenizer, run.sequence.request.prompt_ids, tools=tools, json=json)
         self._stops = StopStrings(run.params.stop)
+        self._found_stop = False
         self._logprobs: list[TokenLogprob] = []
 
     def read(self, output: Output) -> list[Event]:
         """The events that are certain after one output."""
         self._logprobs += logprobs_of(output, self.tokenizer)
-        return self._shown(self._parser.push(self.run.visible(output)))
+        events = self._shown(self._parser.push(self.run.visible(output)))
+        self.stopped = self._found_stop or self._parser.ended
+        return events
 
     def finish(self) -> list[Event | Finished]:
         """What was held back, and the end. Call it once, when the run has ended or ``stopped`` says so."""
-        events: list[Event | Finished] = [*self._shown([] if self.stopped else self._parser.finish())]
+        reason = FinishReason.STOP if self.stopped else self.run.finish or FinishReason.ABORT
+        left = [] if self._found_stop else self._parser.finish(cut=reason is not FinishReason.STOP)
+        events: list[Event | Finished] = [*self._shown(left)]
         if rest := self._stops.finish():
             events.append(Content(rest))
-        reason = FinishReason.STOP if self.stopped else self.run.finish or FinishReason.ABORT
-        ids = tuple(self.run.sequence.output_ids)
-        return [*events, Finished(reason, self.run.stats, ids, tuple(self._logprobs))]
+        reason = FinishReason.STOP if self._found_stop else reason
+        ids, flaw = tuple(self.run.sequence.output_ids), self._parser.flaw
+        return [*events, Finished(reason, self.run.stats, ids, tuple(self._logprobs), flaw)]
 
     def _shown(self, events: list[Event]) -> list[Event]:
+        """The events without what stop strings hold back; text before a call or a thought begins no stop string."""
         shown: list[Event] = []
         for event in events:
-            if self.stopped:
+            if self._found_stop:
                 break
             if isinstance(event, Content):
-                text, self.stopped = self._stops.push(event.text)
-                event = replace(event, text=text)
-                if not text:
-                    continue
-            shown.append(event)
+                text, self._found_stop = self._stops.push(event.text)
+            else:
+                text = self._stops.finish()
+            if text:
+                shown.append(Content(text))
+            if not isinstance(event, Content):
+                shown.append(event)
         return shown
 
 

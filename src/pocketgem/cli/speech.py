@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
     from pocketgem.memory.experts import ExpertUse
+    from pocketgem.text.events import FailedCall, ToolCall
 
+FLAWS = {
+    "unterminated_thought": "(the answer ended inside a thought)",
+    "degenerate_repetition": "(the model repeats itself and says nothing)",
+}
 ENOUGH = 256  # tokens of plain text, which has no end of its own
 Message = Mapping[str, object]
 
@@ -91,7 +97,7 @@ def _stream(llm: LLM, manner: Manner, messages: Sequence[Message], on_prefill: C
 
 def _take(item: Any, speech: Speech, screen: Screen) -> None:
     from pocketgem.answers import Finished, Piece
-    from pocketgem.text.events import Content, Thought
+    from pocketgem.text.events import Content, FailedCall, Thought, ToolCall
 
     if isinstance(item, Piece | Content):
         speech.content += item.text
@@ -99,11 +105,28 @@ def _take(item: Any, speech: Speech, screen: Screen) -> None:
     if isinstance(item, Thought):
         speech.thought += item.text
         screen.thought(item.text)
+    if isinstance(item, ToolCall | FailedCall):
+        speech.content += item.raw  # what was said, for the next turn
+        _take_call(item, screen)
     if isinstance(item, Piece | Finished):
         speech.ids += item.ids
         speech.logprobs += item.logprobs
     if isinstance(item, Piece | Finished) and item.finish is not None:
         speech.finish, speech.stats = str(item.finish), item.stats
+    if isinstance(item, Finished) and item.flaw:
+        screen.note(FLAWS.get(item.flaw, item.flaw))
+
+
+def _take_call(call: ToolCall | FailedCall, screen: Screen) -> None:
+    """Nothing runs here: the call is shown, as written where it cannot be read, with why."""
+    from pocketgem.text.events import ToolCall
+
+    if isinstance(call, ToolCall):
+        screen.content(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})")
+        screen.note("the model calls a tool")
+        return
+    screen.content(call.raw)
+    screen.note(f"the model wrote this as a call of a tool; {call.reason}")
 
 
 class CtrlC:

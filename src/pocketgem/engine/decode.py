@@ -152,10 +152,15 @@ def failure(sequence: Sequence, error: Exception) -> RunError:
 
 def _choose(logits: torch.Tensor, sequence: Sequence, state: State) -> Sampled:
     request = sequence.request
-    return sample(
+    guide = request.guide
+    sampled = sample(
         logits,
         request.params,
         prompt_ids=request.prompt_ids,
         output_ids=sequence.output_ids,
         generator=state.generator,
+        allowed=None if guide is None else guide.allowed(),
     )
+    if guide is not None:
+        guide.push(sampled.id)
+    return sampled

@@ -6,10 +6,13 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketgem.config import ModelConfig
 from pocketgem.errors import CheckpointError, PocketgemError, PromptError
+
+if TYPE_CHECKING:
+    from pocketgem.engine.guide import Guide  # it speaks numpy, which a wrong option must not wait for
 
 MAX_LOGPROBS = 20  # alternatives an answer may list; what the OpenAI API allows
 MAX_STOPS = 64  # every stop string is looked for in every piece of text
@@ -142,11 +145,12 @@ class FinishReason(StrEnum):
 class Request:
     """A prompt and how to continue it.
 
+    guide        rules for the ids to come, the state of this one request; None: all ids are allowed
     owner        who asks: owners take turns, however many requests each has waiting
     adapter      what the weights are changed by, None for nothing: pasts of one are of no use to another
     cache_salt   requests of one salt share kept pasts, and with no other salt
     checkpoints  positions of the prompt where another is likely to go on differently, such as the ends of turns:
-                 the past up to there is kept if there is memory for it (see ``engine/prefix.py``)
+                 the past up to there is kept if there is memory for it (see ``engine/points.py``)
 
     Raises PromptError for an empty prompt or an id that cannot be one.
     """
@@ -154,6 +158,7 @@ class Request:
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    guide: "Guide | None" = field(default=None, compare=False, repr=False)
     owner: str = field(default="", kw_only=True)
     adapter: str | None = field(default=None, kw_only=True)
     cache_salt: str | None = field(default=None, kw_only=True)

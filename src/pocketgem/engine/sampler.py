@@ -1,6 +1,6 @@
 """Logits to one id: pure functions over one row, which know no model, no batch and no other request.
 
-    raw logits -> repetition, presence and frequency penalties -> logit bias -> suppressed ids
+    raw logits -> repetition, presence and frequency penalties -> logit bias -> suppressed ids -> a guide's mask
                -> temperature -> top-k -> top-p -> min-p -> one draw
 
 This is the order of transformers' ``generate``, so that its processors can be our oracle; it has no presence and
@@ -19,8 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketgem.engine.guide import Mask
 from pocketgem.engine.request import Sampled, SamplingParams
 from pocketgem.errors import PromptError, RunError
+
+# For each value of a byte of a mask: infinity where the bit is set, minus infinity where it is not; lowest bit first.
+_CEILINGS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), math.inf, -math.inf
+)
+_CEILINGS = _CEILINGS.astype(np.float32)  # [256, 8]
 
 
 def sample(
@@ -30,11 +37,13 @@ def sample(
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
     generator: torch.Generator | None,
+    allowed: Mask | None = None,
 ) -> Sampled:
     """Choose the id that follows ``prompt_ids`` and ``output_ids``.
 
     ``logits`` is [vocab], any float type. Of equally probable ids greedy takes the lowest. Any other choice takes
     exactly one number from ``generator`` (see make_generator), whatever the options are; None will do for greedy only.
+    ``allowed`` has a bit for each id that may be chosen, None for all; one bit alone is the choice, and draws nothing.
 
     Raises RunError for logits that are not finite, PromptError for options that leave no id to choose or name one that
     the vocabulary does not have.
@@ -44,8 +53,10 @@ def sample(
     scores = apply_penalties(logits.float(), params, prompt_ids=prompt_ids, output_ids=output_ids)  # [vocab]
     scores = apply_bias(scores, params)
     scores = suppress(scores, params, num_output=len(output_ids))
+    if allowed is not None:
+        scores = keep_allowed(scores, allowed)
     best = most_probable(scores)
-    if params.temperature == 0:
+    if params.temperature == 0 or (allowed is not None and int(np.bitwise_count(allowed).sum()) == 1):
         return report(logits, best, params.logprobs)
     ids, scores = candidates(scores, params)  # [n] each
     return report(logits, int(ids[draw(scores, generator)]), params.logprobs)
@@ -77,7 +88,9 @@ def most_probable(scores: Tensor) -> int:
     id = int(scores.numpy().argmax() if scores.device.type == "cpu" else scores.argmax())
     best = float(scores[id])
     if best == -math.inf:
-        raise PromptError("logit_bias, suppress_ids and min_tokens leave no id to choose; allow at least one")
+        raise PromptError(
+            "logit_bias, suppress_ids, min_tokens and the answer's form leave no id to choose; allow at least one"
+        )
     if best == math.inf:
         raise RunError(f"the penalties push the logit of id {id} beyond float32: the model's logits are too large")
     return id
@@ -121,6 +134,17 @@ def suppress(logits: Tensor, params: SamplingParams, *, num_output: int) -> Tens
     if params.stop_ids and num_output < params.min_tokens:
         logits = logits.index_fill(0, _index(params.stop_ids, "stop_ids", logits), -math.inf)
     return logits
+
+
+def keep_allowed(scores: Tensor, allowed: Mask) -> Tensor:
+    """Remove the ids whose bit is not set; ids beyond the mask have none."""
+    # Eight ceilings for each byte, from a table: a tenth of the time that unpacking the bits and filling takes.
+    rows = np.empty((allowed.nbytes, 8), dtype=np.float32)
+    np.take(_CEILINGS, allowed.view(np.uint8), axis=0, out=rows, mode="clip")
+    ceilings = rows.reshape(-1)[: len(scores)]
+    if len(ceilings) < len(scores):
+        ceilings = np.pad(ceilings, (0, len(scores) - len(ceilings)), constant_values=-math.inf)
+    return torch.minimum(scores, torch.from_numpy(ceilings).to(scores.device))
 
 
 def candidates(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ class Done:
 
     stopped_by  the stop string that ended it, where one did
     reuse       why no more of the prompt was in the cache, in words (see ``engine/prefix.py``)
+    thought_tokens  how many of the tokens made were thought, None where nobody counted
     """
 
     finish: FinishReason
@@ -54,6 +55,7 @@ class Done:
     stopped_by: str | None = None
     reuse: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    thought_tokens: int | None = None
 
 
 Update = Reading | Event | Done  # what a dialect's encoder is fed, in order; Done comes once and last

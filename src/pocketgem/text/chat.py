@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pocketgem.errors import TemplateError
-from pocketgem.text.messages import drop_past_thoughts, normalize
+from pocketgem.text.chain import BeforeCalls, fold_results, name_results
+from pocketgem.text.messages import Message, drop_past_thoughts, normalize
 from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 
@@ -41,10 +43,30 @@ class Chat:
         """
         if self._template is None:
             raise TemplateError("this model has no chat template; use plain completion, or an instruction-tuned model")
-        chat = drop_past_thoughts(normalize(messages))
+        chat = name_results(drop_past_thoughts(normalize(messages)))
+        if self._template.folds_results:
+            chat = fold_results(chat)
         marks = Marks(self._tokenizer.special_tokens, _texts([chat, tools]))
-        rendered = self._template.render(marks.put(chat), tools=marks.put(tools), enable_thinking=thinking)
+        rendered = self._rendered(self._template, chat, tools, marks, thinking=thinking)
         return self._tokenizer.with_bos(self._ids(rendered, marks))
+
+    def _rendered(
+        self,
+        template: ChatTemplate,
+        chat: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None,
+        marks: Marks,
+        *,
+        thinking: bool,
+    ) -> str:
+        carrier = BeforeCalls(*marks.spare)
+        carried = carrier.carry(chat)
+        options = {"tools": marks.put(tools), "enable_thinking": thinking}
+        if carried != chat:
+            settled = carrier.settle(template.render(marks.put(carried), **options), carried)
+            if settled is not None:
+                return settled
+        return template.render(marks.put(chat), **options)
 
     def _ids(self, rendered: str, marks: Marks) -> Iterator[int]:
         for part in self._tokenizer.split_special(rendered):
@@ -70,10 +92,11 @@ class Marks:
         everything = "".join(texts)
         used = {*everything}
         free = (chr(code) for code in _MARKS if chr(code) not in used and _escaped(chr(code)) not in everything)
-        mark = next(free, None)
-        if mark is None:
-            raise TemplateError("the messages use every private-use character of Unicode; one must be left free")
-        self._mark = mark
+        marks = [*islice(free, 3)]
+        if len(marks) < 3:
+            raise TemplateError("the messages use every private-use character of Unicode; three must be left free")
+        self._mark, *spare = marks
+        self.spare = spare[0], spare[1]  # two more that occur nowhere
 
     def put(self, value: Any) -> Any:
         """A copy of ``value`` (JSON values) with the mark in all its texts and keys."""

@@ -21,19 +21,41 @@ class Thought:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A complete call of a tool. ``raw`` is what the model wrote for it, markers included."""
+    """A complete call of a tool. ``raw`` is what the model wrote for it, markers included.
+
+    flaw     "unknown_tool" or "schema_mismatch": the call can be read, but the tools of the request do not allow it
+    repairs  the leniencies it took to read it (``docs/tools.md`` lists them); none for a call as it should be
+    """
 
     name: str
     arguments: dict[str, object]
     raw: str
+    flaw: str | None = None
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FailedCall:
-    """What began as a call of a tool and cannot be read as one: all that the model wrote, and why it failed."""
+    """What began as a call of a tool and cannot be read as one: all that the model wrote, and why it failed.
+
+    kind  "malformed_call", "malformed_arguments", "unterminated_call", "tools_not_requested", or
+          "degenerate_repetition" for a wall of one meaningless token, which is no answer either
+    """
 
     raw: str
     reason: str
+    kind: str = "malformed_call"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What the model said around its answer: markers of channels and turns, and whatever came after its turn.
+
+    It is no event. With the events it makes up everything the model said. ``repair`` names what was wrong with it.
+    """
+
+    text: str
+    repair: str | None = None
 
 
 Event = Content | Thought | ToolCall | FailedCall

@@ -18,6 +18,7 @@ _ROLES = {"system": "system", "developer": "developer", "user": "user", "tool": 
 _ROLES |= {"assistant": "assistant", "model": "assistant"}
 _REASONING = ("reasoning", "reasoning_content", "thinking")  # names that clients and templates use for the same thing
 _FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", *_REASONING}
+_NOTHING: tuple[object, ...] = (None, "", [], {}, ())
 
 # A thought inside content, closed or cut off by the end.
 _THOUGHT = re.compile(r"<\|channel>(?:thought\n?)?(.*?)(?:\n?<channel\|>|\Z)", re.DOTALL)
@@ -26,8 +27,8 @@ _THOUGHT = re.compile(r"<\|channel>(?:thought\n?)?(.*?)(?:\n?<channel\|>|\Z)", r
 def normalize(messages: Sequence[Mapping[str, object]]) -> list[Message]:
     """Copies with roles and content as templates expect them: content is text, its text parts joined as they are.
 
-    ``model`` becomes ``assistant``; arguments of tool calls that came as JSON text become values. Raises TemplateError
-    for an unknown role, field or part, naming the message.
+    ``model`` becomes ``assistant``; arguments of tool calls that came as JSON text become values; fields that are null
+    or empty are left out. Raises TemplateError for an unknown role, field or part, naming the message.
     """
     if not messages:
         raise TemplateError("there are no messages; a chat needs at least one")
@@ -52,9 +53,12 @@ def drop_past_thoughts(messages: Sequence[Message]) -> list[Message]:
 def _normalized(message: object, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise TemplateError(f"{where} is a {type(message).__name__}; it must be an object with a role and content")
-    message = {name: value for name, value in message.items() if value is not None}
+    # Clients send every field of their message type; one that is null or empty says nothing, whatever its name.
+    message = {name: value for name, value in message.items() if name == "content" or value not in _NOTHING}
     if surplus := message.keys() - _FIELDS:
         raise TemplateError(f"{where} has an unknown field {min(surplus)!r}; known are {', '.join(sorted(_FIELDS))}")
+    if message.get("content") is None:
+        message.pop("content", None)
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise TemplateError(f"{where} has the role {role!r}; roles are {', '.join(_ROLES)}")

@@ -1,115 +1,345 @@
-"""Ids that a model generated to what they mean: the answer, and the thoughts before it.
+"""Ids that a model generated to what they mean: content, thoughts and calls of tools.
 
 One state machine over tokens, fed any number of ids a step; however they are split, the events joined are the same.
-Markers are tokens, never text: a model that merely writes "<|channel>" letter by letter has written that text. These,
-and only these, do not come out as text:
+Markers are tokens, never text: a model that merely writes "<|channel>" letter by letter has written that text. Nothing
+is lost: events and markers together are everything the model said, in order (``read``).
 
-- ``<|channel>`` with the label ``thought``, or none, and its newline;
-- ``<channel|>`` with the newline before it, where it closes one (elsewhere just the token: some prompts open the
-  thought themselves);
-- the begin, end and padding tokens, and those that end a turn: ``<turn|>``, ``<end_of_turn>``, ``<|tool_response>``.
+``channel.py`` tells thought from content, ``calls.py`` reads the body of a call. Here is what a token does:
 
-A tool call comes out as content with its markers, and ends a thought that was left open before it. In a vocabulary
-without channels everything is content.
+- the end of a turn ends the answer; what a model invents after it is no part of the answer;
+- between the markers of a call all is its body, and inside a text of it (between two delimiters) every other token is
+  text too;
+- right behind a thought, a call may lack its opening marker: if it names a tool of the request, holds at least one
+  delimiter and ends the turn, it is one;
+- what begins as a call and is none comes out whole, as a ``FailedCall``.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pocketgem.text.events import Content, Event, Thought
+from pocketgem.text.calls import Body, could_begin, read_calls
+from pocketgem.text.channel import Channel
+from pocketgem.text.events import Content, Event, FailedCall, Marker, Thought, ToolCall
+from pocketgem.text.json_content import JsonContent
+from pocketgem.text.markers import Mark, Markers
 from pocketgem.text.tokenizer import Tokenizer
+from pocketgem.text.toolbox import Toolbox
 from pocketgem.text.vocab import TURN_ENDS
 
-_OPEN, _CLOSE, _CALL = "<|channel>", "<channel|>", "<|tool_call>"
-_SILENT = ("<bos>", "<eos>", "<pad>")
-_LABELS = ("thought\n", "\n")
+_BARE_CALL = "call:"
+_WALL = 8  # so many of the same reserved token in a row are a fault, not an answer
+_RESERVED = re.compile(rb"<unused[0-9]+>")
+_HEADER, _ROLE = re.compile(r"[a-z]{0,16}\n"), re.compile(r"[a-z]{0,16}")
+_RESULT_FOLLOWS = ("<|tool_response>", "<start_function_response>")
+
+Anything = Event | Marker
 
 
-class _State(enum.Enum):
-    CONTENT = enum.auto()
-    LABEL = enum.auto()  # after <|channel>, while the text may still become the label
-    THOUGHT = enum.auto()
+class _Call:
+    """A call whose body is being collected. ``opener`` is empty for one that may lack its marker."""
+
+    def __init__(self, opener: str, ids: list[int]) -> None:
+        self.opener, self.ids = opener, ids
+        self.parts: list[str] = []
+        self.quoted = False
+        self.begun = False  # it is sure to be meant as a call
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    def complete(self) -> bool:
+        """Whether it seems to be: a bracket closed last."""
+        last = next((part.rstrip() for part in reversed(self.parts) if part.strip()), "")
+        return last.endswith(("}", ")"))
 
 
 class OutputParser:
-    """Feed it ids with ``push``, then call ``finish``. One for each answer."""
+    """Feed it ids with ``push``, then call ``finish``. One for each answer.
 
-    def __init__(self, tokenizer: Tokenizer, *, thought_open: bool = False) -> None:
-        """``thought_open``: the prompt ended inside a thought (see ``opens_thought``)."""
-        special = tokenizer.special_tokens
-        self._open, self._close, self._call = (special.get(name) for name in (_OPEN, _CLOSE, _CALL))
-        self._silent = tokenizer.end_ids | {special[name] for name in _SILENT if name in special}
+    ended  the model ended its turn: nothing more will come of further ids
+    flaw   after ``finish``: "unterminated_thought", "degenerate_repetition" or "truncated_json" where the answer
+           is not whole, so that an empty one has a reason
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        thought_open: bool = False,
+        after_result: bool = False,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        json: bool = False,
+    ) -> None:
+        """Args:
+        thought_open: the prompt ended inside a thought (see ``opens_thought``).
+        after_result: the prompt ended with the result of a tool (see ``follows_result``).
+        tools: the declarations of the request; () where there were none, None to take every call as it stands.
+        json: the content must be JSON: fences around it and text before it are no content.
+        """
+        self.ended = False
+        self._tokenizer, self._tools, self._markers = tokenizer, Toolbox(tools), Markers(tokenizer)
         self._decoder = tokenizer.stream()
-        self._state = _State.THOUGHT if thought_open else _State.CONTENT
-        self._held = ""  # text of a thought that may turn out to be part of a marker
+        self._channel = Channel(thought_open=thought_open, after_result=after_result)
+        self._json = JsonContent() if json else None
+        self._call: _Call | None = None
+        self._header: str | None = None  # a turn's header that the model repeats
+        self._wall: list[str] = []  # the same reserved token, again and again
+        self._after: str | None = None  # what text after the end is
+        self._shields = True  # whether an open text of a call hides its closing marker
 
     def push(self, ids: Iterable[int]) -> list[Event]:
         """The events that are certain after ``ids``."""
-        return _joined(event for id in ids for event in self._step(id))
+        return [event for event in self.read(ids) if not isinstance(event, Marker)]
 
-    def finish(self) -> list[Event]:
-        """What was still held back when the model stopped."""
-        return _joined(self._leave(_State.CONTENT, closed=False))
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """What was still held back when the model stopped; ``cut``: when the token limit stopped it."""
+        return [event for event in self.read_end(cut=cut) if not isinstance(event, Marker)]
 
-    def _step(self, id: int) -> Iterator[Event]:
-        if id == self._open:
-            yield from self._leave(_State.LABEL, closed=False)
-        elif id == self._close:
-            yield from self._leave(_State.CONTENT, closed=True)
-        elif id in self._silent:
-            yield from self._leave(self._state, closed=False)
+    @property
+    def flaw(self) -> str | None:
+        return self._channel.flaw or (self._json.flaw if self._json else None)
+
+    def read(self, ids: Iterable[int]) -> list[Anything]:
+        """As ``push``, with the markers: all of it together is what the model said, in order."""
+        parts = [part for id in ids for part in self._step(id)]
+        return _joined(self._json.read(parts) if self._json else parts)
+
+    def read_end(self, *, cut: bool = False) -> list[Anything]:
+        """As ``finish``, with the markers."""
+        parts = [Marker(self._decoder.finish())] if self.ended else [*self._end(cut)]
+        return _joined([*self._json.read(parts), *self._json.finish(cut=cut)] if self._json else parts)
+
+    # ---- text and channels -----------------------------------------------------------------------------------------
+
+    def _step(self, id: int) -> Iterator[Anything]:
+        mark = self._markers.of(id)
+        if self.ended:
+            yield self._after_end(id, mark)
+        elif mark is Mark.END:
+            yield from self._end(cut=False)
+            yield Marker(name := self._name(id))
+            self._after = "hallucinated_tool_response" if name in _RESULT_FOLLOWS else "text_after_turn_end"
+        elif self._call is not None:
+            yield from self._in_call(self._call, id, mark)
+        elif mark is None or mark is Mark.DELIMITER:
+            yield from self._plain(id)
         else:
-            if id == self._call:
-                yield from self._leave(_State.CONTENT, closed=False)
+            yield from self._flushed()
+            yield from self._at_marker(id, mark)
+
+    def _at_marker(self, id: int, mark: Mark) -> Iterator[Anything]:
+        name = self._name(id)
+        if mark is Mark.CALL:
+            yield from self._channel.call()
+            self._call = _Call(name, [])
+        elif mark is Mark.THOUGHT:
+            yield from self._channel.open(name)
+        elif mark is Mark.THOUGHT_END:
+            yield from self._channel.close(name)
+            if self._channel.after_thought and not self._tools.anything:
+                self._call = _Call("", [])
+        elif mark is not Mark.TURN:
+            yield Marker(name, "stray_call_close" if mark is Mark.CALL_END else None)
+        elif self._channel.at_start:
+            yield Marker(name, "turn_header")
+            self._header = ""
+        else:
+            yield from self._end(cut=False)
+            yield Marker(name, "turn_open_as_end")
+            self._after = None
+
+    def _after_end(self, id: int, mark: Mark | None) -> Marker:
+        """What a model invents after its turn: no part of the answer."""
+        text = self._decoder.push([id])
+        if mark is Mark.END:
+            return Marker(text, "stray_tool_response" if text in _RESULT_FOLLOWS else None)
+        return Marker(text, self._after if text.strip() else None)
+
+    def _plain(self, id: int) -> Iterator[Anything]:
+        """Text. A reserved token may come by chance; a wall of the same one is a fault, and no answer."""
+        piece = self._tokenizer.piece(id)
+        if not _RESERVED.fullmatch(piece):
+            yield from self._flushed() if self._wall else ()
             yield from self._text(self._decoder.push([id]))
-
-    def _text(self, text: str) -> Iterator[Event]:
-        if self._state is _State.CONTENT:
-            yield Content(text)
             return
-        self._held += text
-        if self._state is _State.LABEL and not any(label.startswith(self._held) for label in _LABELS):
-            self._held, self._state = _without_label(self._held), _State.THOUGHT
-        if self._state is _State.THOUGHT:
-            ready = self._held.removesuffix("\n")  # one newline waits: it may belong to the closing marker
-            self._held = self._held[len(ready) :]
-            yield Thought(ready)
+        if self._wall[:1] != [text := piece.decode()]:
+            yield from self._flushed()
+        self._wall.append(text)
 
-    def _leave(self, state: _State, *, closed: bool) -> Iterator[Event]:
-        """Ends the text of the present state, ``closed`` by its marker or not, and goes to ``state``."""
+    def _text(self, text: str) -> Iterator[Anything]:
+        if self._header is not None:
+            held, self._header = self._header + text, None
+            if found := _HEADER.match(held):
+                yield Marker(found[0], "turn_header")
+                text = held[found.end() :]
+            elif _ROLE.fullmatch(held):
+                self._header, text = held, ""
+            else:
+                text = held
+        yield from self._channel.text(text)
+
+    def _flushed(self) -> Iterator[Anything]:
+        """What can no longer become anything else, now that a marker comes: half a character, a header, a wall."""
         yield from self._text(self._decoder.finish())
-        if self._state is _State.LABEL:
-            self._held = "" if self._held == "thought" else _without_label(self._held)
-        if not (closed and self._held == "\n"):
-            yield Thought(self._held)
-        self._held, self._state = "", state
+        if self._header is not None:
+            yield Marker(self._header, "turn_header")
+            self._header = None
+        wall, self._wall = self._wall, []
+        if len(wall) < _WALL:
+            yield from self._channel.text("".join(wall))
+        else:
+            yield from self._channel.call()
+            yield FailedCall("".join(wall), f"the model repeats {wall[0]} and says nothing", "degenerate_repetition")
+
+    def _end(self, cut: bool) -> Iterator[Anything]:
+        """The end of the turn, or of the ids."""
+        if (call := self._call) is not None and call.quoted and not cut and Mark.CALL_END.value in call.text:
+            yield from self._replayed(call)
+        if self._call is not None:
+            yield from self._read_call(self._call, self._body(self._call, cut=cut))
+        yield from self._flushed()
+        yield from self._channel.finish()
+        self.ended = True
+
+    def _name(self, id: int) -> str:
+        return self._tokenizer.decode([id])
+
+    # ---- calls -----------------------------------------------------------------------------------------------------
+
+    def _in_call(self, call: _Call, id: int, mark: Mark | None) -> Iterator[Anything]:
+        if mark is Mark.DELIMITER:
+            call.quoted = not call.quoted
+        elif mark is not None and not (call.quoted and self._shields) and self._ends_call(call, mark):
+            closed = mark is Mark.CALL_END
+            yield from self._read_call(call, self._body(call, closed=closed), self._name(id) if closed else "", mark)
+            if not closed:
+                yield from self._step(id)
+            return
+        call.ids.append(id)
+        call.parts.append(self._in_body(id, mark))
+        if not call.begun:
+            yield from self._begin(call)
+
+    def _ends_call(self, call: _Call, mark: Mark) -> bool:
+        """Whether a marker outside a text ends the call: another call, a turn; a channel, once a bracket closed."""
+        if mark in (Mark.CALL_END, Mark.CALL, Mark.TURN) or not call.opener:
+            return True
+        return mark is not Mark.SILENT and call.complete()
+
+    def _in_body(self, id: int, mark: Mark | None) -> str:
+        if mark is None:
+            return self._decoder.push([id])
+        return self._decoder.finish() + (self._name(id) if mark is Mark.SILENT else mark.value)
+
+    def _body(self, call: _Call, *, closed: bool = False, cut: bool = False) -> Body:
+        call.parts.append(self._decoder.finish())
+        return Body(call.text, closed, cut, self._markers.spelled)
+
+    def _begin(self, call: _Call) -> Iterator[Anything]:
+        """Decides whether what was collected is meant as a call; if not, it is text."""
+        text = call.text
+        could = could_begin(text) if call.opener else self._could_be_bare(text)
+        call.begun = could is True
+        if could is False:
+            self._call = None
+            if call.opener:
+                yield Marker("", "opener_without_call")
+            yield from self._channel.text(call.opener + self._markers.spelled(text))
+
+    def _could_be_bare(self, text: str) -> bool | None:
+        """As ``could_begin``, for text without an opening marker: it must name a tool of the request."""
+        if not text.startswith(_BARE_CALL):
+            return None if _BARE_CALL.startswith(text) else False
+        name, bracket, _ = text.removeprefix(_BARE_CALL).partition("{")
+        if bracket:
+            return self._tools.resolve(name) == name
+        return None if self._tools.may_begin(name) else False
+
+    def _read_call(self, call: _Call, body: Body, closer: str = "", mark: Mark | None = None) -> Iterator[Anything]:
+        """The body is complete: what it says. ``closer`` is the call's own end, ``mark`` what ended it."""
+        self._call = None
+        slices = [*read_calls(body, self._tools)]
+        extra = {"call_in_thought"} if self._channel.in_thought else set()
+        if not call.opener:
+            extra.add("missing_call_open")
+            if mark not in (None, Mark.CALL_END) or not _is_sure(body, [part.what for part in slices]):
+                yield from self._channel.text(self._markers.spelled(body.text))
+                yield from [Marker(closer, "stray_call_close")] if closer else ()
+                return
+            yield from self._channel.call()
+        for part in slices:
+            raw = self._markers.spelled(body.text[part.start : part.end])
+            raw = (call.opener if part is slices[0] else "") + raw + (closer if part is slices[-1] else "")
+            yield _finished(part.what, raw, extra)
+
+    def _replayed(self, call: _Call) -> Iterator[Anything]:
+        """A text in it never ended, and so swallowed the end of the call: again, with nothing hidden by a text."""
+        self._decoder.finish()
+        self._call, self._shields = _Call(call.opener, []), False
+        for id in call.ids:
+            yield from self._step(id)
 
 
-def _without_label(text: str) -> str:
-    label = next((label for label in _LABELS if text.startswith(label)), "")
-    return text.removeprefix(label)
+def _is_sure(body: Body, found: Sequence[ToolCall | FailedCall]) -> bool:
+    """Whether a call without an opening marker is one: it needs no repairs, and has a delimiter, which no text has."""
+    repairs = [call.repairs if isinstance(call, ToolCall) and not call.flaw else ("failed",) for call in found]
+    return Mark.DELIMITER.value in body.text and all({*names} <= {"missing_call_close"} for names in repairs)
+
+
+def _finished(what: ToolCall | FailedCall, raw: str, repairs: set[str]) -> ToolCall | FailedCall:
+    if isinstance(what, FailedCall):
+        return replace(what, raw=raw)
+    return replace(what, raw=raw, repairs=tuple(sorted({*what.repairs, *repairs})))
+
+
+def parser_after(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    tools: Sequence[Mapping[str, object]] | None = None,
+    json: bool = False,
+) -> OutputParser:
+    """The parser for the answer to a prompt."""
+    return OutputParser(
+        tokenizer,
+        thought_open=opens_thought(tokenizer, prompt),
+        after_result=follows_result(tokenizer, prompt),
+        tools=tools,
+        json=json,
+    )
 
 
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether a prompt ends inside a thought, as some templates leave it for the model to go on."""
+    return _last_of(tokenizer, prompt, ("<|channel>", "<channel|>", *TURN_ENDS, "<|turn>")) == "<|channel>"
+
+
+def follows_result(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether the last that a prompt has is the result of a tool."""
+    names = ("<tool_response|>", "<end_function_response>", *TURN_ENDS, "<|turn>", "<start_of_turn>")
+    return _last_of(tokenizer, prompt, names) in names[:2]
+
+
+def _last_of(tokenizer: Tokenizer, prompt: Sequence[int], names: Sequence[str]) -> str | None:
     special = tokenizer.special_tokens
-    markers = {special[name]: name for name in (_OPEN, _CLOSE, *TURN_ENDS, "<|turn>") if name in special}
-    last = next((markers[id] for id in reversed(prompt) if id in markers), None)
-    return last == _OPEN
+    markers = {special[name]: name for name in names if name in special}
+    return next((markers[id] for id in reversed(prompt) if id in markers), None)
 
 
-def _joined(events: Iterable[Event]) -> list[Event]:
-    """Without empty texts, and with neighbouring texts of the same kind as one."""
-    joined: list[Event] = []
-    for event in events:
-        if isinstance(event, (Content, Thought)):
-            if not event.text:
+def _joined(parts: Iterable[Anything]) -> list[Anything]:
+    """Without parts that say nothing, and with neighbouring texts of the same kind as one."""
+    joined: list[Anything] = []
+    for part in parts:
+        if isinstance(part, (Content, Thought)):
+            if not part.text:
                 continue
-            if joined and isinstance(last := joined[-1], (Content, Thought)) and type(last) is type(event):
-                event = replace(event, text=last.text + event.text)
+            if joined and isinstance(last := joined[-1], (Content, Thought)) and type(last) is type(part):
+                part = replace(part, text=last.text + part.text)
                 del joined[-1]
-        joined.append(event)
+        if not isinstance(part, Marker) or part.text or part.repair:
+            joined.append(part)
     return joined

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,6 +34,9 @@ class Regex:
     pattern: str
 
 
+Format = JsonObject | JsonSchema | Regex
+
+
 @dataclass(frozen=True)
 class Shape:
     """Rules for one answer.
@@ -49,5 +52,20 @@ class Shape:
     choice: ToolChoice = ToolChoice.AUTO
     tool: str | None = None
     parallel: bool = True
-    format: JsonObject | JsonSchema | Regex | None = None
+    format: Format | None = None
     thinking_budget: int | None = None
+
+
+def shaped(
+    tools: Sequence[Mapping[str, object]] | None,
+    choice: str | None,
+    *,
+    parallel: bool = True,
+    format: Format | None = None,
+    thinking_budget: int | None = None,
+) -> Shape:
+    """A shape with the choice as one word: none, auto, required, or the name of the one tool to call. None: auto."""
+    known = {str(one): one for one in ToolChoice}
+    tool = None if choice is None or choice in known else choice
+    kind = ToolChoice.REQUIRED if tool is not None else known[choice or "auto"]
+    return Shape(tuple(tools or ()), kind, tool, parallel, format, thinking_budget)

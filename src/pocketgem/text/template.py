@@ -32,6 +32,8 @@ class ChatTemplate:
         _check_jinja(_JINJA)
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"the chat template has {len(source)} characters, more than {MAX_SOURCE}")
+        # Gemma 4's first templates know the results of tools only in the message that called them.
+        self.folds_results = "tool_responses" in source and "tool_call_id" not in source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._limits = limits or Limits()
         self._sandbox = Sandbox()

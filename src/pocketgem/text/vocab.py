@@ -37,13 +37,15 @@ MAX_WHOLE = 1 << 13  # user-defined tokens; Gemma 3 has 165
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 # Files type some control tokens as user-defined so that runtimes print them: Gemma 4's channel and tool markers,
-# Gemma 3's image markers. Typed so or not, plain text must not produce them.
+# Gemma 3's image markers, FunctionGemma's calls. Typed so or not, plain text must not produce them.
 _CONTROL_LIKE = re.compile(
-    r"<\|.+>|<.+\|>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_\w+>|<\w+_soft_token>|\[multimodal\]", re.DOTALL
+    r"<\|.+>|<.+\|>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_(?:of|function)_\w+>"
+    r"|<\w+_soft_token>|<escape>|\[multimodal\]",
+    re.DOTALL,
 )
 
 # What ends a model's turn, beside the end-of-sequence token.
-TURN_ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>")
+TURN_ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>", "<start_function_response>")
 
 T = TypeVar("T")
 Merges = Sequence[tuple[str, str]]  # best first
