@@ -50,18 +50,28 @@ class ServedRun(Run):
         super().__init__(sequence)
         self._loop, self._max_unread = loop, max_unread
         self._news, self._told = asyncio.Event(), False
-        self._unread = 0  # outputs and alternatives in the inbox
+        self._taken = self._given = 0  # outputs and alternatives: a count of each thread's own, so that none is lost
+        self._last: Output | None = None  # the one with which the sequence ended
+        self._read: Output | None = None
         self.over = False  # nothing more will come
 
     def take(self, output: Output) -> None:
-        if self._unread >= self._max_unread and self.sequence.error is None:
+        if self._taken - self._given >= self._max_unread and self.sequence.error is None:
             self.sequence.error = StalledError(
                 f"{self.sequence.request.id}: {len(self.inbox)} parts of the answer lay unread, so it was ended"
             )
         if self.sequence.error is None:
-            self._unread += _weight(output)
+            self._taken += _weight(output)
+            if self.sequence.finish is not None:
+                self._last = output  # before anybody can read it
             super().take(output)
             self._tell()
+
+    @property
+    def finish(self) -> FinishReason | None:
+        """As for every run; but the engine has ended a sequence a moment before its last output is here."""
+        read = self._last is not None and self._read is self._last
+        return self.sequence.finish if read or (self.over and not self.inbox) else None
 
     @property
     def stalled(self) -> bool:
@@ -80,8 +90,8 @@ class ServedRun(Run):
                 return None
             await self._news.wait()
             self._news.clear()
-        output = self.inbox.popleft()
-        self._unread -= _weight(output)
+        output = self._read = self.inbox.popleft()
+        self._given += _weight(output)
         return output
 
     def _tell(self) -> None:
