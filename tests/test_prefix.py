@@ -357,6 +357,24 @@ def test_pieces_are_copies(model: Gemma) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, (t for pair in pairs for t in pair), strict=True))
 
 
+def test_a_copy_that_fails_costs_nothing_but_itself(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail] posix_memalign: not enough memory")
+
+    engine = Engine(model)
+    for name in ("rows", "window"):
+        with monkeypatch.context() as broke:
+            broke.setattr(Past, name, full)
+            sequence = submit(engine, prompt(1, 40))
+            finish(engine, sequence)
+        assert sequence.error is None
+        assert not engine.states
+        assert (engine.prefixes.nbytes, engine.prefixes.tokens) == (0, 0)
+    again = submit(engine, prompt(1, 40))
+    assert finish(engine, again)[0] == cold(model, prompt(1, 40), chunk=512)
+    assert again.num_reused == 0
+
+
 def test_sizes_are_told_before_anything_is_copied(model: Gemma) -> None:
     cache: Cache = model.new_cache(100)
     for store in cache.stores.values():
