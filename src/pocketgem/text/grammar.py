@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -22,6 +23,7 @@ from pocketgem.text.expressions import check_pattern, whole
 from pocketgem.text.masks import Mask
 from pocketgem.text.schema_check import Place, check_schema, inner_schemas
 from pocketgem.text.schema_ends import check_end
+from pocketgem.text.stack import with_deep_stack
 from pocketgem.text.tokenizer import Tokenizer
 
 MAX_BLAMED = 200  # expressions that are tried one by one to find the wrong one
@@ -123,7 +125,7 @@ class Grammars:
             if kept is not None:
                 self._kept[grammar] = kept
         if kept is None:
-            kept = LLMatcher(view, grammar, log_level=0, limits=_LIMITS)
+            kept = with_deep_stack(lambda: LLMatcher(view, grammar, log_level=0, limits=_LIMITS))
             if kept.is_error():
                 raise PromptError(_blamed(schemas) or f"{name} cannot be compiled: {_line(kept.get_error())}")
             with self._lock:
@@ -177,7 +179,7 @@ def _blamed(schemas: Sequence[Place]) -> str | None:
     found = ((p.schema["pattern"], p.where) for p in inside if isinstance(p.schema, Mapping) and "pattern" in p.schema)
     for pattern, where in islice(found, MAX_BLAMED):
         grammar = LLMatcher.grammar_from_lark(f"start: WHOLE\nWHOLE: {whole(pattern)}\n")
-        if pattern and (message := LLMatcher.validate_grammar(grammar)):
+        if pattern and (message := with_deep_stack(partial(LLMatcher.validate_grammar, grammar))):
             return f"{where}/pattern cannot be compiled: {_line(message)}"
     return None
 
