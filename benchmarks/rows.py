@@ -42,7 +42,7 @@ class Side:
         self.checkpoint = open_checkpoint(resolve(model, offline=True))
         self.llm = LLM.load(self.checkpoint, ple=place, threads=threads)
         self.engine = self.llm.engine
-        self.engine.prefixes.capacity = 0  # every prompt is read whole
+        self.engine.prefixes.budget = 0  # every prompt is read whole
 
     def measure(self, kind: str, size: int, seed: int, cold: bool) -> dict[str, float]:
         """Seconds: of a prompt of ``size`` tokens, or the median of ``size`` steps; and bytes the disk read."""

@@ -85,6 +85,16 @@ def test_a_fork_is_independent() -> None:
     assert seen.k[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("first", [0, 93])
+def test_a_store_may_begin_late(first: int) -> None:
+    store = LayerStore(layer(8), torch.float32)
+    store.begin(first, 7)
+    store.k[:7], store.v[:7] = rows(first, 7), rows(first, 7)
+    for start in range(first + 7, first + 300, 50):
+        seen = put(store, start, rows(start, 50), rows(start, 50))
+        assert seen.k[:, 0, 0].tolist() == list(range(max(0, start - 7), start + 50))
+
+
 def test_a_step_that_failed_can_be_run_again_while_its_past_is_there() -> None:
     store = LayerStore(layer(8), torch.float32)
     put(store, 0, rows(0, 20), rows(0, 20))

@@ -108,7 +108,7 @@ def test_preempted_and_resumed(model: Gemma, expected: list[int]) -> None:
 
 
 def test_prefix_hit(model: Gemma, expected: list[int]) -> None:
-    engine = Engine(model, Scheduler(chunk=512), kept=2)
+    engine = Engine(model, Scheduler(chunk=512), kept=1 << 30)
     finish(engine, submit(engine, prompt(0)[:12], SamplingParams(max_tokens=1)))
     hit = submit(engine, prompt(0))
     assert finish(engine, hit) == [expected]
@@ -116,7 +116,7 @@ def test_prefix_hit(model: Gemma, expected: list[int]) -> None:
 
 
 def test_two_continuations_of_one_past_do_not_disturb_each_other(model: Gemma, expected: list[int]) -> None:
-    engine = Engine(model, Scheduler(chunk=512), kept=2)
+    engine = Engine(model, Scheduler(chunk=512), kept=1 << 30)
     finish(engine, submit(engine, prompt(0)[:12], SamplingParams(max_tokens=1)))
     other = prompt(0)[:12] + prompt(5)
     both = [submit(engine, prompt(0)), submit(engine, other)]

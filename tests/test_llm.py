@@ -177,7 +177,7 @@ def test_a_next_turn_reuses_the_one_before(llm: LLM) -> None:
     follow = [*prompt, *answer.ids, *llm.tokenize("and then?", add_bos=False)]
     again = llm.generate(follow, params=SamplingParams(max_tokens=6))
     assert again.stats.reused_tokens == len(prompt) + 5  # the last id was sampled, never read
-    llm.engine.prefixes.entries.clear()
+    llm.engine.prefixes.clear()
     assert llm.generate(follow, params=SamplingParams(max_tokens=6)).ids == again.ids
 
 
@@ -231,7 +231,7 @@ def test_threads_take_turns(llm: LLM) -> None:
 
 def test_prefill_progress_counts_up_to_the_prompt(llm: LLM) -> None:
     llm.engine.scheduler.chunk, before = 7, llm.engine.scheduler.chunk
-    llm.engine.prefixes.entries.clear()
+    llm.engine.prefixes.clear()
     seen: list[tuple[int, int]] = []
     ids = list(range(300, 340))
     for _ in llm.stream(

@@ -23,11 +23,12 @@ NUMBERS = {  # option -> its smallest and largest value
 INTEGERS = {
     "top_k": (1, 2**31 - 1),
     "seed": (-(2**63), 2**63 - 1),
-    "max_tokens": (1, 2**31 - 1),
+    "max_tokens": (0, 2**31 - 1),
     "min_tokens": (0, 2**31 - 1),
     "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
 }
-OPTIONAL = ("top_k", "seed", "max_tokens", "logprobs")
+OPTIONAL = ("top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs")
 ID_RANGE = "an integer from 0 to 2147483647"
 BIAS_RANGE = "a number from -100 to 100 or -inf to forbid the id"
 GEMMA = {

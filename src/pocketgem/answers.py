@@ -28,6 +28,7 @@ class Stats:
     completion_tokens: int = 0
     prefill_seconds: float = 0.0  # from submission to the first token
     decode_seconds: float = 0.0  # from the first token to the last
+    reuse_reason: str | None = None  # why no more of the prompt was cached, in words; None: all that could be
 
     @property
     def prefill_rate(self) -> float | None:

@@ -10,6 +10,8 @@ PocketgemError
 │   ├── TemplateError        the chat template is missing, refuses the messages or breaks its limits
 │   └── PromptError          empty or over-long prompt, bad sampling option
 └── RunError                 the run itself failed: exit code 1, HTTP 5xx
+    ├── BusyError                more requests wait than may, or the service is closing: try again, HTTP 503
+    └── StalledError             a reader left too much of its answer unread
 """
 
 
@@ -51,3 +53,11 @@ class PromptError(InputError):
 
 class RunError(PocketgemError):
     """The run itself failed."""
+
+
+class BusyError(RunError):
+    """There is no room for the request now: too many wait, or the service is closing. It may be tried again."""
+
+
+class StalledError(RunError):
+    """Whoever asked for an answer stopped reading it, so it was ended."""

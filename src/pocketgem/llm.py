@@ -11,7 +11,7 @@ The streaming form is the real one; the other is a fold over it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -26,10 +26,11 @@ from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine
+from pocketgem.engine.past_folder import PastFolder
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
-from pocketgem.engine.sampler import log_probabilities
 from pocketgem.engine.scheduler import Scheduler
-from pocketgem.errors import PromptError
+from pocketgem.engine.scoring import score_rows
+from pocketgem.errors import PromptError, RunError
 from pocketgem.flight import Flights, Run
 from pocketgem.memory.experts import ExpertUse
 from pocketgem.memory.fit import Wish
@@ -40,7 +41,7 @@ from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
-from pocketgem.parts import checked_device, defaults_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.parts import checked_device, defaults_of, identity_of, model_of, nameless_ids, template_of, tokenizer_of
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
@@ -51,7 +52,8 @@ from pocketgem.text.parse import opens_thought
 from pocketgem.text.shape import Format, Shape, shaped
 from pocketgem.text.tokenizer import Tokenizer
 
-HEAD_ROWS = 128  # rows scored at a time: 128 x 262,144 float32 logits are 128 MiB
+TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
+CACHE_SIZE = 4 << 30  # bytes of pasts on disk
 Prompt = str | Sequence[int]
 
 
@@ -67,13 +69,16 @@ class LLM:
         context: int | None = None,
         files: tuple[MappedFile, ...] = (),
         plan: Plan | None = None,
+        kept: int | None = None,
+        folder: PastFolder | None = None,
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
+        kept, folder: bytes for pasts in memory, and where they lie on disk; see ``load``.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
-        self.engine = _engine(model, context, plan)
+        self.engine = _engine(model, tokenizer, context, plan, kept, folder)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
         self._numbers = count()
@@ -97,6 +102,9 @@ class LLM:
         expert_memory: int | None = None,
         memory: int | str | None = None,
         sequences: int = 1,
+        kept: int | str | None = None,
+        cache_dir: str | Path | None = None,
+        cache_size: int | str = CACHE_SIZE,
         progress: Progress | None = None,
     ) -> LLM:
         """Load a checkpoint.
@@ -120,6 +128,11 @@ class LLM:
                 is not given here (context, experts' memory, whether a finished conversation is kept) is chosen so that
                 it fits. ``plan`` tells what was chosen.
             sequences: requests side by side that the plan has room for; with ``memory``, more wait for their turn.
+            kept: bytes, or a text such as "2GiB", for finished pasts, so that a prompt that begins like one before it
+                need not be read from its start; 0 keeps none. None: what the plan has room for, or 512 MiB (one long
+                past, where that takes more).
+            cache_dir: a folder, of this person alone, that keeps pasts from one run to the next, in ``cache_size``
+                bytes at most. What was said can be read from it.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
         POCKETGEM_KERNELS asks for kernels that cannot run here and for a budget that cannot be kept; it names the
@@ -149,7 +162,12 @@ class LLM:
             expert_memory=expert_memory,
             progress=progress,
         )
-        return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan)
+        size = None if kept is None else _bytes(kept, "kept", 0)
+        folder = None
+        if cache_dir is not None:
+            about = identity_of(checkpoint, built)
+            folder = PastFolder(Path(cache_dir), _bytes(cache_size, "cache_size"), about, built.new_cache())
+        return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan, kept=size, folder=folder)
 
     @property
     def expert_use(self) -> ExpertUse | None:
@@ -310,18 +328,47 @@ class LLM:
                 self.model.expect(ids[start + chunk : start + 2 * chunk])
                 hidden = self.model(inputs, step)
                 step.commit()
-                found += self._target_logprobs(hidden, targets)
+                scored = score_rows(self.model, hidden, targets, 0)
+                found += [one.logprob for one in scored if one.logprob is not None]
         return Score(tuple(ids), tuple(found))
 
-    def _target_logprobs(self, hidden: torch.Tensor, targets: Sequence[int]) -> list[float]:
-        found: list[float] = []
-        for start in range(0, len(targets), HEAD_ROWS):
-            rows = log_probabilities(self.model.logits(hidden[start : start + HEAD_ROWS]))  # [rows, vocab]
-            wanted = torch.tensor(targets[start : start + HEAD_ROWS], device=rows.device)[:, None]
-            found += rows.gather(1, wanted)[:, 0].tolist()
-        return found
+    @torch.inference_mode()
+    def embed(self, text: Prompt, *, chunk: int = 512, proceed: Callable[[], bool] = lambda: True) -> list[float]:
+        """The mean of the last hidden states after the final norm, made of length 1: ``[hidden_size]`` numbers.
+
+        proceed: asked before each ``chunk`` tokens; RunError when it says no. Raises PromptError as ``score`` does.
+        """
+        ids = self._ids(text)
+        self.engine.check(ids)
+        cache, total = self.model.new_cache(), torch.zeros(self.model.config.hidden_size)
+        for start in range(0, len(ids), chunk):
+            if not proceed():
+                raise RunError("the embedding was given up")
+            piece = ids[start : start + chunk]
+            step = Step.packed([cache], [len(piece)], logits=[len(piece)])
+            with self.flights.lock:
+                hidden = self.model(self.model.embed(torch.tensor(piece)), step)
+                step.commit()
+            total += hidden.float().sum(0).cpu()
+        direction: list[float] = (total / total.norm().clamp_min(1e-12)).tolist()
+        return direction
 
     # ---- requests in flight ----------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        prompt: Prompt,
+        shape: Shape | None = None,
+        *,
+        thinking: bool | None = None,
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Request:
+        """A request for whoever drives the engine itself, as ``stream`` and, with ``shape``, ``stream_chat`` make it.
+
+        thinking: for an answer to messages, whether it may think; None for a text.
+        """
+        return self._request(prompt, self._params(params, sampling), shape or Shape(), thinking=thinking)
 
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if params is not None and sampling:
@@ -345,30 +392,48 @@ class LLM:
 
         Raises PromptError, or CheckpointError when the model's file was changed.
         """
-        for file in self._mapped:  # a page that a cut file no longer has would end the process
-            file.check_unchanged()
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
-        params = replace(params, suppress_ids=params.suppress_ids | self._nameless) if self._nameless else params
         ids, guide = tuple(self._ids(prompt)), None
         if thinking is not None or shape.format is not None:
             params = params if params.stop_ids else replace(params, stop_ids=self.tokenizer.end_ids)
             guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)
-        request = Request(f"request-{next(self._numbers)}", ids, params, guide)
+        return self.checked(Request(f"request-{next(self._numbers)}", ids, params, guide))
+
+    def checked(self, request: Request) -> Request:
+        """The request as the engine takes it: ids without a token are never chosen. Any thread may ask.
+
+        Raises PromptError for one that cannot be answered, CheckpointError when the model's file was changed.
+        """
+        for file in self._mapped:  # a page that a cut file no longer has would end the process
+            file.check_unchanged()
         self.engine.check(request.prompt_ids)
-        return request
+        params = request.params
+        if self._nameless <= params.suppress_ids:
+            return request
+        return replace(request, params=replace(params, suppress_ids=params.suppress_ids | self._nameless))
 
 
-def _engine(model: Gemma, context: int | None, plan: Plan | None) -> Engine:
+def _engine(
+    model: Gemma,
+    tokenizer: Tokenizer,
+    context: int | None,
+    plan: Plan | None,
+    kept: int | None,
+    folder: PastFolder | None,
+) -> Engine:
+    found = {tokenizer.token_id(name) for name in TURNS}
+    turn_ids = frozenset(id for id in found if id in tokenizer.special_ids and id is not None)
     if plan is None:
-        return Engine(model, context=context)
-    return Engine(model, Scheduler(max_running=plan.setting.sequences), context=context, kept=plan.placement.kept)
+        return Engine(model, context=context, kept=kept, turn_ids=turn_ids, folder=folder)
+    scheduler, kept = Scheduler(max_running=plan.setting.sequences), plan.kept_bytes if kept is None else kept
+    return Engine(model, scheduler, context=context, kept=kept, turn_ids=turn_ids, folder=folder)
 
 
-def _bytes(memory: int | str) -> int:
-    size = parse_size(memory) if isinstance(memory, str) else memory
-    if type(size) is not int or size < 1:
-        raise PromptError(f"memory is {str(memory)[:40]!r}, expected bytes or a text such as 2GiB")
+def _bytes(wish: int | str, name: str = "memory", least: int = 1) -> int:
+    size = parse_size(wish) if isinstance(wish, str) else wish
+    if type(size) is not int or size < least:
+        raise PromptError(f"{name} is {str(wish)[:40]!r}, expected bytes or a text such as 2GiB")
     return size
 
 

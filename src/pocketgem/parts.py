@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from pocketgem import kernels
 from pocketgem.checkpoint import names
-from pocketgem.checkpoint.load import Checkpoint
+from pocketgem.checkpoint.load import Checkpoint, JoinedTensor
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
-from pocketgem.errors import InputError, PromptError, WeightsError
+from pocketgem.errors import CheckpointError, InputError, PromptError, WeightsError
 from pocketgem.kernels import cpu
 from pocketgem.kernels.compute import Compute
 from pocketgem.kernels.cores import default_threads
 from pocketgem.memory.packed_place import WORTH_KEEPING, default_cache
+from pocketgem.memory.packed_source import identity
 from pocketgem.memory.place import Place, settled
 from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed, can_pack
@@ -26,6 +30,20 @@ from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
 
 MOST_NAMELESS = 4096  # embedding rows without a token; released models pad by 64 to 256
+
+
+def identity_of(checkpoint: Checkpoint, model: Gemma) -> str:
+    """All that keys and values of a text depend on beside the text: weights (by samples), config, kernels, types."""
+    joined = (tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, JoinedTensor))
+    single = [tensor for tensor in checkpoint.tensors.values() if not isinstance(tensor, JoinedTensor)]
+    parts = [[tensor] for tensor in (*single, *(half for both in joined for half in (both.gate, both.up)))]
+    try:
+        files = identity(parts)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint.where}: cannot be read any more ({error.strerror})") from error
+    types = str(model.dtype), str(model.cache_dtype), model.has_own_threads, kernels.choice().name
+    facts = json.dumps([files, repr(checkpoint.config), types, str(model.device), version("pocketgem")], default=str)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

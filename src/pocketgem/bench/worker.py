@@ -24,7 +24,7 @@ class Ours:
 
     def __init__(self, llm: LLM) -> None:
         self.llm, self.engine = llm, llm.engine
-        self.engine.prefixes.capacity = 0  # every prompt is read whole
+        self.engine.prefixes.budget = 0  # every prompt is read whole
         self._numbers = count()
         self._costs: dict[str, float] = {}
 

@@ -46,15 +46,15 @@ def check_room(folder: Path, size: int, spare: int = 0) -> None:
 
 
 class Temporary:
-    """A new, empty, locked file (or folder) beside ``target``, which becomes ``target`` or goes.
+    """A new, empty, locked file (or folder) beside ``target``, which becomes ``target`` or goes. mode: of the file.
 
     Every method raises OSError where the disk or the folder refuses.
     """
 
-    def __init__(self, target: Path, *, folder: bool = False) -> None:
+    def __init__(self, target: Path, *, folder: bool = False, mode: int = 0o666) -> None:
         sweep(target)
         self.target = target
-        self.descriptor, self.path = _make_folder(target) if folder else _make_file(target)
+        self.descriptor, self.path = _make_folder(target) if folder else _make_file(target, mode)
 
     def sync(self) -> None:
         """Bring the bytes to the disk."""
@@ -162,8 +162,17 @@ def sync_folder(folder: Path) -> None:
 
 def sweep(target: Path) -> None:
     """Remove temporaries of ``target`` that nobody works on any more."""
-    ours = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
-    for path in [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]:
+    _sweep(target.parent, re.escape(target.name))
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove temporaries of any target in ``folder`` that nobody works on any more."""
+    _sweep(folder, ".+")
+
+
+def _sweep(folder: Path, names: str) -> None:
+    ours = re.compile(rf"\.{names}\.\d+\.[0-9a-f]{{8}}\.tmp")
+    for path in [path for path in folder.iterdir() if ours.fullmatch(path.name)]:
         with contextlib.suppress(OSError):  # locked, or gone already
             if fcntl is None:
                 _remove(path)
@@ -193,11 +202,11 @@ def _free_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
-def _make_file(target: Path) -> tuple[int, Path]:
+def _make_file(target: Path, mode: int) -> tuple[int, Path]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     while True:
         path = _free_name(target)
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, mode)
         if _locked(descriptor):
             return descriptor, path
 

@@ -17,6 +17,7 @@ from pocketgem.cli.info import show_info
 from pocketgem.cli.plan import plan_model
 from pocketgem.cli.quantize import quantize_file
 from pocketgem.cli.run import run_model
+from pocketgem.cli.serve import serve_models
 from pocketgem.cli.synth import write_synthetic
 
 # Plain help and plain errors: they look the same in a pipe, and a fault's traceback is ours to show or to hide.
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings=HELP,
 )
 app.command("run", context_settings=HELP)(run_model)
+app.command("serve", context_settings=HELP)(serve_models)
 app.command("info", context_settings=HELP)(show_info)
 app.command("plan", context_settings=HELP)(plan_model)
 app.command("quantize", context_settings=HELP)(quantize_file)

@@ -7,12 +7,15 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pocketgem.engine.request import Sampled, Sequence
 from pocketgem.engine.sampler import sample
 from pocketgem.engine.scheduler import Turn
-from pocketgem.errors import PocketgemError
+from pocketgem.engine.scoring import score_rows
+from pocketgem.errors import PocketgemError, RunError
 from pocketgem.model.cache import Cache, Step
 from pocketgem.model.gemma import Gemma
 
@@ -22,7 +25,11 @@ class State:
     """What a request owns beside its integers. The generator outlives a preemption, the cache does not."""
 
     generator: torch.Generator
+    ids: npt.NDArray[np.int32]  # of the prompt
+    points: list[int]  # positions of the prompt, descending, whose past is to be kept when it is there
+    begun: bool = False  # admitted once
     cache: Cache | None = None  # None: not admitted, or preempted
+    scored: tuple[Sampled, ...] = ()  # what the last step found out about the prompt's ids, where that was asked for
 
 
 @contextmanager
@@ -43,13 +50,14 @@ def _threads_of(model: Gemma) -> Iterator[None]:
 def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled | None]:
     """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on.
 
-    Where none can be chosen it is None too, and ``Sequence.error`` says why: the others' choices stand.
+    Where choosing one fails it is None too, and ``Sequence.error`` says why: the others' choices stand.
     """
     ids = [id for turn in turns for id in _next_ids(turn)]
+    wanted = [_wanted(turn) for turn in turns]
     step = Step.packed(
         [state.cache for state in states if state.cache is not None],  # admission gave every one a cache
         [turn.count for turn in turns],
-        logits=[1 if turn.samples else 0 for turn in turns],
+        logits=wanted,
     )
     with _threads_of(model):
         inputs = model.embed(torch.tensor(ids))
@@ -58,11 +66,51 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         step.commit()
         for turn in turns:
             turn.sequence.num_computed += turn.count
+        if any(turn.sequence.request.params.prompt_logprobs is not None for turn in turns):
+            hidden = _scored(model, hidden, wanted, turns, states)
         rows = iter(model.logits(hidden)) if len(hidden) else iter(())
         return [
-            _sample(model, next(rows), turn, state) if turn.samples else None
+            _sample(model, next(rows), turn, state) if _samples(turn) else None
             for turn, state in zip(turns, states, strict=True)
         ]
+
+
+def _samples(turn: Turn) -> bool:
+    return turn.samples and turn.sequence.request.params.max_tokens != 0
+
+
+def _wanted(turn: Turn) -> int:
+    """How many of a turn's last rows want logits."""
+    sequence = turn.sequence
+    if sequence.request.params.prompt_logprobs is None or sequence.num_scored >= sequence.num_prompt:
+        return 1 if _samples(turn) else 0
+    end = sequence.num_computed + turn.count
+    return max(0, end - max(sequence.num_computed, sequence.num_scored - 1))
+
+
+def _scored(model: Gemma, hidden: torch.Tensor, wanted: Seq[int], turns: Seq[Turn], states: Seq[State]) -> torch.Tensor:
+    """Look at the rows before ids of prompts; returns the rows that are to be sampled."""
+    sampled: list[int] = []
+    stop = 0
+    for count, turn, state in zip(wanted, turns, states, strict=True):
+        start, stop = stop, stop + count
+        if _samples(turn):
+            sampled.append(stop - 1)
+        _score(model, hidden[start:stop], turn.sequence, state)
+    return hidden[sampled]
+
+
+def _score(model: Gemma, rows: torch.Tensor, sequence: Sequence, state: State) -> None:
+    """``rows`` are the last ones of the sequence. Where they fail, the others' stand."""
+    top, first = sequence.request.params.prompt_logprobs, sequence.num_computed - len(rows) + 1
+    targets = sequence.request.prompt_ids[first : sequence.num_computed + 1]
+    if top is None or sequence.num_scored >= sequence.num_prompt or not targets:
+        return
+    try:
+        state.scored = tuple(score_rows(model, rows[: len(targets)], targets, top))
+        sequence.num_scored = first + len(targets)
+    except PocketgemError as error:
+        sequence.error = error
 
 
 def _next_ids(turn: Turn) -> tuple[int, ...]:
@@ -83,13 +131,23 @@ def _coming(turns: Seq[Turn]) -> list[int]:
 
 
 def _sample(model: Gemma, logits: torch.Tensor, turn: Turn, state: State) -> Sampled | None:
+    if turn.sequence.error is not None:
+        return None
     try:
         sampled = _choose(logits, turn.sequence, state)
-    except PocketgemError as error:
-        turn.sequence.error = error
+    except Exception as error:
+        turn.sequence.error = error if isinstance(error, PocketgemError) else failure(turn.sequence, error)
         return None
     model.expect([sampled.id])  # its rows come while others are sampled and the text is shown
     return sampled
+
+
+def failure(sequence: Sequence, error: Exception) -> RunError:
+    """What went wrong, for one of those it went wrong for: each raises an error of its own."""
+    name = "" if isinstance(error, PocketgemError) else f"{type(error).__name__}: "
+    found = RunError(f"{sequence.request.id}: the run failed: {name}{error}")
+    found.__cause__ = error
+    return found
 
 
 def _choose(logits: torch.Tensor, sequence: Sequence, state: State) -> Sampled:

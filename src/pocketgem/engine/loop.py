@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from pocketgem.engine.decode import State, advance
-from pocketgem.engine.prefix import PrefixStore
+import numpy as np
+
+from pocketgem.engine.decode import State, advance, failure
+from pocketgem.engine.past_folder import PastFolder
+from pocketgem.engine.points import keep_points
+from pocketgem.engine.prefix import WHOLE, Hit, Ids, PrefixStore, Scope
 from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence, checked_context
 from pocketgem.engine.sampler import make_generator
-from pocketgem.engine.scheduler import Scheduler
+from pocketgem.engine.scheduler import Scheduler, Turn
 from pocketgem.errors import PromptError
-from pocketgem.model.cache import Cache
+from pocketgem.memory.kv_rows import kv_costs
 from pocketgem.model.gemma import Gemma
+from pocketgem.model.past import Past, Rows, Stored, Window, restore
+
+KEPT_BYTES = 512 << 20  # for kept pasts where nobody says, or one long past where that is more
+LONG_PAST = 8192  # tokens
+WORTH_LOADING = 64  # tokens more than memory has; fewer are read again while a file is checked
+MOST_WINDOWS = 5  # of a past on disk: the end of its first turn, and the last ones
+DAMAGED = "the file that kept it is damaged"
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,10 @@ class Output:
     """What one step did for one request."""
 
     sequence: Sequence
-    sampled: Sampled | None  # None: the prompt is still being read
+    sampled: Sampled | None  # None: the prompt is still being read, or nothing was to be written
+    prompt: tuple[
+        Sampled, ...
+    ] = ()  # the next ids of the prompt, from the second on, where their probability was asked
 
     @property
     def prefilled(self) -> int:
@@ -32,52 +47,68 @@ class Engine:
     """Runs requests against one model, many at a time.
 
     scheduler: limits and order. context: tokens a sequence may have in all (None: the model's own limit).
-    kept: how many finished pasts to keep for prompts that begin with them.
+    kept: bytes for pasts that are kept for prompts that begin with them; 0: none. turn_ids: ids that open a turn of a
+    chat: where kept pasts are likely to be of use. folder: where pasts are kept on disk, too.
     """
 
     def __init__(
-        self, model: Gemma, scheduler: Scheduler | None = None, *, context: int | None = None, kept: int = 1
+        self,
+        model: Gemma,
+        scheduler: Scheduler | None = None,
+        *,
+        context: int | None = None,
+        kept: int | None = None,
+        turn_ids: frozenset[int] = frozenset(),
+        folder: PastFolder | None = None,
     ) -> None:
         self.model = model
         self.context = checked_context(context, model.config)
         self.scheduler = Scheduler() if scheduler is None else scheduler
-        self.prefixes: PrefixStore[Cache] = PrefixStore(kept)
+        self.turn_ids, self.folder = turn_ids, folder
+        self.prefixes: PrefixStore[Rows, Window] = PrefixStore(self._usual_bytes() if kept is None else kept)
         self.states: dict[Sequence, State] = {}
 
     def check(self, ids: Seq[int]) -> None:
-        """Raise PromptError unless ``ids`` are in the vocabulary and leave room for an answer."""
+        """Raise PromptError unless ``ids`` are in the vocabulary and leave room for an answer. Any thread may ask."""
         if not ids:
             raise PromptError("the prompt is empty; give at least one token")
         if len(ids) >= self.context:
             raise PromptError(f"the prompt has {len(ids)} tokens, but the context holds {self.context} with the answer")
         if not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
             raise PromptError(f"an id of the prompt is outside the vocabulary of {self.model.config.vocab_size}")
+        self.scheduler.check(len(ids))
 
     def submit(self, request: Request) -> Sequence:
         """Queue a request. Raises PromptError for a prompt that cannot be answered."""
         self.check(request.prompt_ids)
         sequence = Sequence(request)
-        self.scheduler.add(sequence)
-        self.states[sequence] = State(make_generator(request.params.seed))
+        self.enter(sequence)
         return sequence
+
+    def enter(self, sequence: Sequence) -> None:
+        """Queue the sequence of a request that was checked."""
+        self.scheduler.add(sequence)
+        request = sequence.request
+        ids = np.array(request.prompt_ids, np.int32)
+        self.states[sequence] = State(make_generator(request.params.seed), ids, keep_points(request, self.turn_ids))
 
     def step(self) -> list[Output]:
         """Admit, plan, run, sample, finish: one forward pass. Returns what happened; empty when nothing is left to do.
 
-        If the pass fails, every request in it is ended before the error goes on: no half-written past is read again.
-        If no id can be chosen for one request, that one ends, with ``Sequence.error``.
+        A request that no id can be chosen for ends with ``Sequence.error``, and the others go on. If the pass itself
+        fails, every request in it ends so: no half-written past is read again.
         """
         for sequence in self.scheduler.admit():
             self._start(sequence)
         turns, preempted = self.scheduler.plan()
         for sequence in preempted:
-            self.states[sequence].cache = None
+            self._leave(sequence)
         try:
             sampled = advance(self.model, turns, [self.states[turn.sequence] for turn in turns]) if turns else []
-        except BaseException:
-            for turn in turns:
-                self.states[turn.sequence].cache = None
-                self._finish(turn.sequence, FinishReason.ABORT)
+        except Exception as error:
+            return self._fail(turns, error)
+        except BaseException:  # an interrupt
+            self._drop(turns)
             raise
         return [self._record(turn.sequence, one) for turn, one in zip(turns, sampled, strict=True)]
 
@@ -88,11 +119,82 @@ class Engine:
 
     def _start(self, sequence: Sequence) -> None:
         """Give an admitted sequence a cache, continuing a kept past where one fits."""
-        reused, cache = self.prefixes.find(sequence.ids)
-        sequence.num_computed = sequence.num_reused = reused
-        self.states[sequence].cache = self.model.new_cache(self.context) if cache is None else cache
+        state = self.states[sequence]
+        returns, state.begun = state.begun, True
+        state.cache = self.model.new_cache(self.context)
+        if sequence.request.params.prompt_logprobs is not None and sequence.num_scored < sequence.num_prompt:
+            sequence.reuse_reason = WHOLE
+            return
+        hit = self._find(_scope(sequence), _known(sequence, state, sequence.num_ids))
+        if hit.window is not None:
+            restore(state.cache, hit.rows, hit.window, hit.position)
+        sequence.num_computed = hit.position
+        if not returns:  # what a preempted sequence finds again is its own
+            sequence.num_reused, sequence.reuse_reason = hit.position, hit.reason
+        while state.points and state.points[-1] <= hit.position:
+            state.points.pop()
+
+    def _find(self, scope: Scope, ids: Ids) -> Hit[Rows, Window]:
+        """The longest kept past; one that lies on disk comes to memory first."""
+        hit = self.prefixes.find(scope, ids)
+        reached, entry = (0, None) if self.folder is None else self.folder.reach(scope, ids)
+        if self.folder is None or entry is None or reached < hit.position + WORTH_LOADING:
+            return hit
+        found = self.folder.load(entry)
+        if found is None:
+            return replace(hit, reason=DAMAGED)
+        stored = Stored(*found)
+        for window in stored.windows:
+            self._keep(scope, entry.about.ids[: window.end], stored)
+        return self.prefixes.find(scope, ids)
+
+    def _save(self, sequence: Sequence, state: State) -> None:
+        """Have what is kept of a finished sequence written to disk."""
+        if self.folder is not None and sequence.error is None:
+            scope = _scope(sequence)
+            ids, rows, windows = self.prefixes.way(scope, _known(sequence, state, sequence.num_ids))
+            self.folder.save(scope, ids, rows, [*windows[:1], *windows[1:][-(MOST_WINDOWS - 1) :]])
+
+    def _keep_points(self, sequence: Sequence, state: State) -> None:
+        """Keep the past at the positions that the last step has passed: its windows are still there."""
+        while state.points and state.points[-1] <= sequence.num_computed and state.cache is not None:
+            self._keep(_scope(sequence), state.ids[: state.points.pop()], Past(state.cache))
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give a sequence's cache up, and keep what it knew where there is room."""
+        state = self.states[sequence]
+        cache, state.cache = state.cache, None
+        if cache is not None and cache.length:
+            ids = _known(sequence, state, cache.length)
+            self._keep(_scope(sequence), ids, Past(cache), modest=True)
+
+    def _keep(self, scope: Scope, ids: Ids, past: Past | Stored, *, modest: bool = False) -> None:
+        """Keep a past if there is room: also where the system has less memory than was thought."""
+        with suppress(MemoryError, RuntimeError):
+            self.prefixes.keep(scope, ids, past, modest=modest)
+
+    def _usual_bytes(self) -> int:
+        dtype = self.model.cache_dtype or self.model.dtype
+        costs = kv_costs(self.model.config, min(self.context, LONG_PAST), self.scheduler.chunk, dtype.itemsize)
+        return max(KEPT_BYTES, sum(cost.held for cost in costs))
+
+    def _fail(self, turns: Seq[Turn], error: Exception) -> list[Output]:
+        for turn in turns:
+            turn.sequence.error = failure(turn.sequence, error)
+        self._drop(turns)
+        return [Output(turn.sequence, None) for turn in turns]
+
+    def _drop(self, turns: Seq[Turn]) -> None:
+        """End all of a pass that was not finished, and their pasts with them."""
+        for turn in turns:
+            self.states[turn.sequence].cache = None
+            self._finish(turn.sequence, FinishReason.ABORT)
 
     def _record(self, sequence: Sequence, sampled: Sampled | None) -> Output:
+        state = self.states[sequence]
+        scored, state.scored = state.scored, ()
+        if state.points:
+            self._keep_points(sequence, state)
         if sampled is not None:
             sequence.output_ids.append(sampled.id)
             reason = self._end(sequence, sampled.id)
@@ -100,7 +202,9 @@ class Engine:
                 self._finish(sequence, reason)
         elif sequence.error is not None:
             self._finish(sequence, FinishReason.ABORT)
-        return Output(sequence, sampled)
+        elif sequence.request.params.max_tokens == 0 and sequence.num_computed == sequence.num_prompt:
+            self._finish(sequence, FinishReason.LENGTH)
+        return Output(sequence, sampled, scored)
 
     def _end(self, sequence: Sequence, last: int) -> FinishReason | None:
         params = sequence.request.params
@@ -112,6 +216,16 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish = reason
         self.scheduler.remove(sequence)
-        cache = self.states.pop(sequence).cache
-        if cache is not None and sequence.num_computed:
-            self.prefixes.keep(sequence.ids[: sequence.num_computed], cache)
+        self._leave(sequence)
+        self._save(sequence, self.states.pop(sequence))
+
+
+def _scope(sequence: Sequence) -> Scope:
+    return Scope(sequence.request.adapter, sequence.request.cache_salt)
+
+
+def _known(sequence: Sequence, state: State, count: int) -> Ids:
+    """The first ``count`` ids of prompt and output."""
+    if count <= len(state.ids):
+        return state.ids[:count]
+    return np.concatenate((state.ids, np.array(sequence.output_ids[: count - len(state.ids)], np.int32)))

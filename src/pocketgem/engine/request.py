@@ -25,8 +25,9 @@ MAX_ID = 2**31 - 1  # ids travel as 32-bit integers in files and in the network'
 _OPTIONAL = {
     "top_k": (1, MAX_ID),
     "seed": (-(2**63), 2**63 - 1),
-    "max_tokens": (1, MAX_ID),
+    "max_tokens": (0, MAX_ID),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 
 
@@ -46,9 +47,11 @@ class SamplingParams:
     stop                strings that end the answer; the text side looks for them
     stop_ids            ids that end the answer
     suppress_ids        ids that are never chosen, not even greedily
-    max_tokens          ids to make at most; None: until the context is full
+    max_tokens          ids to make at most; None: until the context is full; 0: the prompt is read, and that is all
     min_tokens          ids to make before a stop id may be chosen
     logprobs            None: report none; n: the chosen id's and those of the n most probable, 0 to 20
+    prompt_logprobs     the same for every id of the prompt but the first, given those before it; the whole prompt is
+                        read for them, whatever of it is kept
 
     Raises PromptError, naming the option, its value and what is allowed.
     """
@@ -68,6 +71,7 @@ class SamplingParams:
     max_tokens: int | None = None
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _OPTIONAL.items():
@@ -139,15 +143,26 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to continue it. Raises PromptError for an empty prompt or an id that cannot be one.
+    """A prompt and how to continue it.
 
-    guide: rules for the ids to come, the state of this one request; None: all ids are allowed.
+    guide        rules for the ids to come, the state of this one request; None: all ids are allowed
+    owner        who asks: owners take turns, however many requests each has waiting
+    adapter      what the weights are changed by, None for nothing: pasts of one are of no use to another
+    cache_salt   requests of one salt share kept pasts, and with no other salt
+    checkpoints  positions of the prompt where another is likely to go on differently, such as the ends of turns:
+                 the past up to there is kept if there is memory for it (see ``engine/points.py``)
+
+    Raises PromptError for an empty prompt or an id that cannot be one.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     guide: "Guide | None" = field(default=None, compare=False, repr=False)
+    owner: str = field(default="", kw_only=True)
+    adapter: str | None = field(default=None, kw_only=True)
+    cache_salt: str | None = field(default=None, kw_only=True)
+    checkpoints: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -173,7 +188,9 @@ class Sequence:
     finish: FinishReason | None = None
     num_computed: int = 0  # leading ids whose keys and values are cached
     num_reused: int = 0  # of these, how many another sequence had computed
-    error: PocketgemError | None = None  # why no id could be chosen; nobody else's trouble
+    reuse_reason: str | None = None  # why no more of the prompt was, in words; None: all that could be
+    num_scored: int = 1  # leading prompt ids whose log-probability was reported; the first has none
+    error: PocketgemError | None = None  # why the run failed, where it did
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -227,13 +227,21 @@ def report(logits: Tensor, id: int, logprobs: int | None) -> Sampled:
     """The chosen id with what was asked about it: its own log-probability, and the ``logprobs`` most probable ids."""
     if logprobs is None:
         return Sampled(id, None, ())
-    logprob = log_probabilities(logits)  # [vocab]
-    if logprobs == 0:
-        return Sampled(id, float(logprob[id]), ())
-    kept = keep_top_k(logprob, logprobs)
+    return describe(log_probabilities(logits), id, logprobs)
+
+
+def describe(logprob: Tensor, id: int, count: int) -> Sampled:
+    """An id with its own of the log-probabilities [vocab], and those of the ``count`` most probable ids."""
+    own = float(logprob[id])
+    if count == 0:
+        return Sampled(id, own, ())
+    if count == 1:  # a search instead of a sort: this is asked for every id of long prompts
+        best = int(logprob.argmax() if logprob.device.type != "cpu" else logprob.numpy().argmax())
+        return Sampled(id, own, ((best, float(logprob[best])),))
+    kept = keep_top_k(logprob, count)
     values, order = logprob[kept].sort(descending=True, stable=True)
     top = zip(kept[order].tolist(), values.tolist(), strict=True)
-    return Sampled(id, float(logprob[id]), tuple(top)[:logprobs])
+    return Sampled(id, own, tuple(top)[:count])
 
 
 def _index(ids: Collection[int], name: str, logits: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Room:
         """What a new sequence begins with."""
         return cls(window, limit, 0, FIRST_CAPACITY if window is None else min(window + SLACK, FIRST_CAPACITY))
 
+    def at(self, first: int, count: int) -> Room:
+        """The room of ``count`` rows from position ``first`` on, as if what came before had been left behind."""
+        return Room(self.window, self.limit, first, self.capacity if count <= self.capacity else self._capacity(count))
+
     def oldest(self, start: int) -> int:
         """The first position that a query at ``start`` still sees."""
         return 0 if self.window is None else max(0, start - self.window + 1)

@@ -105,6 +105,11 @@ class Plan:
         """Bytes on the card."""
         return self.at("device")
 
+    @property
+    def kept_bytes(self) -> int:
+        """What finished pasts may take that are kept for the next turn."""
+        return sum(line.size for line in self.lines if line.name == LAST)
+
     def at(self, place: str) -> int:
         """Bytes of the lines at a place while the model runs."""
         return sum(line.size for line in self.lines if line.place == place)

@@ -84,6 +84,11 @@ class LayerStore:
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
+    @property
+    def row_bytes(self) -> int:
+        """Of one token's keys and values."""
+        return 2 * self.row[0] * self.row[1] * self.k.itemsize
+
     def reserve(self, start: int, count: int) -> Slot:
         """Room for ``count`` rows at positions ``start...``; rows no query can see any more may be gone after it."""
         room, oldest = self.room.with_room(start, count), self.room.oldest(start)
@@ -107,6 +112,11 @@ class LayerStore:
             k[:kept], v[:kept] = self.k[rows], self.v[rows]
             self.k, self.v = k, v
         self.room = room
+
+    def begin(self, first: int, count: int) -> None:
+        """Be a store whose first row is at position ``first``, with room for ``count``: for who fills them."""
+        self.room = self.room.at(first, count)
+        self.k, self.v = self._empty(self.room), self._empty(self.room)
 
     def fork(self) -> LayerStore:
         twin = object.__new__(LayerStore)

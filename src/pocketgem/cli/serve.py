@@ -1,0 +1,247 @@
+"""``pocketgem serve``: models behind a local port that OpenAI's and Anthropic's clients speak to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import pocketgem.cli.options as o
+from pocketgem.cli.common import refuse
+from pocketgem.cli.screen import Screen
+from pocketgem.memory.place import Place
+from pocketgem.serve.keys import Keys
+from pocketgem.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from pocketgem.checkpoint.load import Checkpoint
+    from pocketgem.llm import LLM
+    from pocketgem.serve.models import Source
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...", help="As for run; NAME=MODEL serves it under another name. The first is loaded."
+    ),
+]
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen at.")]
+Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free one.")]
+KeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", metavar="FILE", help="API keys, one a line, or a name and a key.")
+]
+OpenToNetwork = Annotated[
+    bool,
+    typer.Option("--open-to-network-without-key", help="Listen beyond this machine although there are no keys."),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option("--allow-host", metavar="NAME", help="Another name of this server in a Host header. Repeatable."),
+]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option("--allow-origin", metavar="ORIGIN", help="A web page, such as http://localhost:3000, that may call."),
+]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option("--alias", metavar="NAME=MODEL", help="Another name for a served model. Repeatable."),
+]
+Sequences = Annotated[int, typer.Option("--sequences", min=1, max=256, help="Requests that --memory has room for.")]
+IdleMinutes = Annotated[
+    float | None, typer.Option("--unload-after", metavar="MINUTES", min=0.01, help="Unload a model that nobody used.")
+]
+Lazy = Annotated[bool, typer.Option("--lazy", help="Load the first model too only when somebody asks for it.")]
+MaxBody = Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Largest request.")]
+MaxRequests = Annotated[int, typer.Option("--max-requests", min=1, help="Requests in flight; more are told to wait.")]
+PerMinute = Annotated[
+    int | None, typer.Option("--requests-per-minute", min=1, help="For each key; without keys for each address.")
+]
+DrainSeconds = Annotated[
+    float, typer.Option("--drain-seconds", min=0, help="For requests in flight, when told to end.")
+]
+LogFile = Annotated[
+    Path | None, typer.Option("--log-file", metavar="FILE", help="The log's lines go here, not to stderr.")
+]
+AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="A line of JSON for each request.")]
+
+
+def serve_models(
+    models: Models,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: KeyFile = None,
+    open_to_network: OpenToNetwork = False,
+    allow_host: AllowHost = None,
+    allow_origin: AllowOrigin = None,
+    alias: Alias = None,
+    context: o.Context = None,
+    threads: o.Threads = None,
+    dtype: o.DtypeChoice = o.Dtype.AUTO,
+    ple: o.Ple = Place.AUTO,
+    device: o.DeviceChoice = o.Device.CPU,
+    keep_packed: o.KeepPacked = True,
+    expert_memory: o.ExpertMemory = None,
+    memory: o.Memory = None,
+    sequences: Sequences = 4,
+    think: o.Think = False,
+    unload_after: IdleMinutes = None,
+    lazy: Lazy = False,
+    max_body: MaxBody = "8MiB",
+    max_requests: MaxRequests = 128,
+    requests_per_minute: PerMinute = None,
+    drain_seconds: DrainSeconds = 30.0,
+    log_file: LogFile = None,
+    access_log: AccessLog = True,
+    offline: o.Offline = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Serve models to programs on this machine: OpenAI's and Anthropic's APIs, and a page for a person.
+
+    Only this machine can reach it unless --host says else, and then it wants --api-key-file. Several models are loaded
+    when they are asked for; with --memory the one that was idle longest makes room. docs/serve.md says more.
+    """
+    settings = Settings(
+        host=host,
+        port=port,
+        keys=Keys() if api_key_file is None else Keys.from_file(api_key_file),
+        allow_hosts=tuple(allow_host or ()),
+        allow_origins=tuple(allow_origin or ()),
+        max_body=o.size(max_body) or 0,
+        max_requests=max_requests,
+        requests_per_minute=requests_per_minute,
+        drain_seconds=drain_seconds,
+        thinking=think,
+    )
+    settings.check(open_to_all=open_to_network)
+    limit, budget = o.size(memory), o.size(expert_memory)
+    names = named(models)
+    aliases = aliases_of(alias or [], names)
+    screen = Screen(quiet=quiet, silent=False)
+    from pocketgem.serve.server import address_of, bind  # here: the help does not wait for a web server
+
+    sock = bind(host, port)
+    options = {
+        "dtype": dtype, "context": context, "threads": threads, "ple": ple, "device": device,
+        "keep_packed": keep_packed, "expert_memory": budget, "memory": limit, "sequences": sequences,
+        "offline": offline,
+    }  # fmt: skip
+    load = Load(options, screen)
+    with sock:
+        weights = {name: load.weight(model) for name, model in names.items()}
+        first = next(iter(names))
+        ready = {} if lazy else {first: load(names[first], bar=True)}
+        for name in names:
+            screen.note(f"{name}: {'ready' if name in ready else 'is loaded when it is asked for'}")
+        screen.note(f"serving at {address_of(sock)}; for OpenAI's clients {address_of(sock)}/v1; Ctrl-C ends")
+        sources = [load.source(name, model, weights[name]) for name, model in names.items()]
+        idle = None if unload_after is None else unload_after * 60
+        run(settings, sock, sources, ready, aliases=aliases, budget=limit, idle=idle, log=log_file, access=access_log)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How every model is loaded. Options are those of ``LLM.load``, as the command line has them."""
+
+    options: dict[str, Any]
+    screen: Screen
+
+    def opened(self, model: str) -> Checkpoint:
+        """The checkpoint with its headers read. Raises all that can be said without torch."""
+        from pocketgem.checkpoint.load import open_checkpoint
+        from pocketgem.checkpoint.resolve import resolve
+        from pocketgem.engine.request import checked_context
+        from pocketgem.memory.place import checked_place
+
+        checkpoint = open_checkpoint(resolve(model, offline=self.options["offline"]))
+        checked_context(self.options["context"], checkpoint.config)
+        checked_place(self.options["ple"], checkpoint.config)
+        return checkpoint
+
+    def weight(self, model: str) -> int:
+        """Bytes the model will take by its plan, at most the whole budget."""
+        checkpoint = self.opened(model)
+        if self.options["memory"] is None:
+            return 0
+        from pocketgem.memory.fit import Wish
+        from pocketgem.memory.options import Options, plan_here
+        from pocketgem.memory.program import base_here
+
+        options = Options(sequences=self.options["sequences"], threads=self.options["threads"])
+        wish = Wish(self.options["memory"], None, self.options["context"], self.options["ple"], None)
+        return max(0, plan_here(checkpoint, wish, options).peak - base_here().total)
+
+    def source(self, name: str, model: str, weight: int) -> Source:
+        from pocketgem.serve.models import Source
+
+        return Source(name, lambda: self(model, bar=False), weight)
+
+    def __call__(self, model: str, *, bar: bool) -> LLM:
+        from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
+
+        options = {**self.options, "dtype": o.torch_dtype(self.options["dtype"])}
+        if not bar:
+            return LLM.load(model, **options)
+        with self.screen.waiting(f"loading {Path(model).name or model}", "bytes") as progress:
+            return LLM.load(model, progress=progress, **options)
+
+
+def run(
+    settings: Settings,
+    sock: socket.socket,
+    sources: list[Source],
+    ready: dict[str, LLM],
+    *,
+    aliases: dict[str, str],
+    budget: int | None,
+    idle: float | None,
+    log: Path | None,
+    access: bool,
+) -> None:
+    """Serve until a signal says to end."""
+    from pocketgem.serve.app import App
+    from pocketgem.serve.log import Log
+    from pocketgem.serve.metrics import Metrics
+    from pocketgem.serve.models import Registry
+    from pocketgem.serve.server import server_of
+    from pocketgem.serve.wiring import Serving
+
+    lines = Log(requests=access) if log is None else Log.to_file(log, requests=access)
+    registry = Registry(sources, lines, budget=budget, idle_seconds=idle, aliases=aliases)
+    app = App(Serving(settings, registry, Metrics(), lines), ready)
+    ready.clear()
+    asyncio.run(server_of(app, settings, lines).serve([sock]))
+
+
+def named(models: list[str]) -> dict[str, str]:
+    """Names to models, in the order given. Raises UsageError for two of one name."""
+    found: dict[str, str] = {}
+    for text in models:
+        name, _, model = text.partition("=")
+        if not model or Path(text).exists():
+            name, model = short_name(text), text
+        if name in found:
+            refuse(f"two models have the name {name!r}; give one as NAME=MODEL.")
+        found[name] = model
+    return found
+
+
+def short_name(model: str) -> str:
+    """A file's name without its ending, a folder's name; a name on the hub stays whole."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    return path.resolve().name.removesuffix(".gguf")
+
+
+def aliases_of(texts: list[str], names: dict[str, str]) -> dict[str, str]:
+    """Other names. Raises UsageError for one that points nowhere or is taken."""
+    found: dict[str, str] = {}
+    for text in texts:
+        alias, _, name = text.partition("=")
+        if not alias or name not in names or alias in names:
+            refuse(f"--alias {text[:80]!r}: give NAME=MODEL with the name of a served model ({', '.join(names)}).")
+        found[alias] = name
+    return found

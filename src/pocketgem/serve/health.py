@@ -1,0 +1,74 @@
+"""``/health``, ``/metrics``, ``/version``, ``/v1/models``: how the server is and what it has, not what was said."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+import pocketgem
+from pocketgem.serve.catalog import Listed, catalog, entry
+from pocketgem.serve.metrics import CONTENT_TYPE
+from pocketgem.serve.models import Entry, Loaded, Registry
+from pocketgem.serve.replies import json_reply
+from pocketgem.serve.wiring import Serving
+from pocketgem.service import Held
+
+NOTHING = Held(0, 0, 0, 0)
+
+
+async def live(serving: Serving, request: Request) -> Response:
+    """The process answers."""
+    return json_reply({"status": "ok"})
+
+
+async def health(serving: Serving, request: Request) -> Response:
+    """Ready for work: 503 when a model has work and made no step for a while."""
+    if any(is_stuck(loaded, serving.settings.ready_seconds) for loaded in serving.registry.loaded):
+        return json_reply({"status": "stuck"}, 503, {"retry-after": "10"})
+    return json_reply({"status": "ok"})
+
+
+def is_stuck(loaded: Loaded, seconds: float) -> bool:
+    service = loaded.service
+    return service.last_step_age > seconds
+
+
+async def metrics(serving: Serving, request: Request) -> Response:
+    """Counters for Prometheus."""
+    meters, registry = serving.metrics, serving.registry
+    for name, found in registry.entries.items():
+        service = None if found.loaded is None else found.loaded.service
+        meters.loaded.labels(name).set(service is not None)
+        meters.running.labels(name).set(0 if service is None else service.running)
+        meters.waiting.labels(name).set(0 if service is None else service.waiting)
+        held = NOTHING if service is None else service.held
+        meters.cache.labels(name, "running").set(held.bytes)
+        meters.cache.labels(name, "kept").set(held.kept_bytes)
+    return Response(meters.text(), media_type=CONTENT_TYPE)
+
+
+async def version(serving: Serving, request: Request) -> Response:
+    return json_reply({"version": pocketgem.__version__})
+
+
+async def models(serving: Serving, request: Request) -> Response:
+    """All models."""
+    registry = serving.registry
+    return json_reply(catalog([_listed(registry, entry) for entry in registry.entries.values()]))
+
+
+async def model(serving: Serving, request: Request) -> Response:
+    """One model by name. Raises Fault 404."""
+    registry = serving.registry
+    return json_reply(entry(_listed(registry, registry.find(request.path_params["name"]))))
+
+
+def _listed(registry: Registry, found: Entry) -> Listed:
+    llm = None if found.loaded is None else found.loaded.llm
+    return Listed(
+        found.source.name,
+        registry.created,
+        context=None if llm is None else llm.engine.context,
+        chat=None if llm is None else llm.can_chat,
+        loaded=llm is not None,
+    )

@@ -1,0 +1,141 @@
+"""Server-sent events: frames, comments while nothing happens, and a client that reads slowly or goes away.
+
+Outputs are taken from the engine as they come, whoever reads them: they wait in a box of bounded size. A client that
+lets the box overflow, or takes nothing for a while, is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
+from typing import cast
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pocketgem.serve.call import call_of, gone
+from pocketgem.serve.dialect import Comment, Out
+
+BOX_BYTES = 96 << 10  # with what the transport and a frame hold, a stalled reader costs less than 256 KiB
+WRITE_BYTES = 16 << 10  # frames that wait are sent together up to here
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": \n\n"
+
+
+def frame(out: Out) -> bytes:
+    """One event as it goes over the wire. Its data has no line break."""
+    if isinstance(out, Comment):
+        return b": " + _line(out.text) + b"\n\n"
+    head = b"" if out.event is None else b"event: " + _line(out.event) + b"\n"
+    return head + b"data: " + _line(out.body) + b"\n\n"
+
+
+def _line(text: str) -> bytes:
+    """One line. Readers that split text as Python does see a break in more characters than CR and LF."""
+    for character in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
+        if character in text:
+            text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "backslashreplace")
+
+
+class Overflow(Exception):
+    """A client did not read what was sent to it."""
+
+
+class Box:
+    """Frames on their way, at most so many bytes of them. One side puts, the other takes."""
+
+    def __init__(self, most: int = BOX_BYTES) -> None:
+        self.most, self.size, self.closed = most, 0, False
+        self._frames: deque[bytes] = deque()
+        self._news = asyncio.Event()
+
+    def put(self, data: bytes) -> None:
+        """Never waits. Raises Overflow."""
+        if self.size and self.size + len(data) > self.most:
+            raise Overflow
+        self._frames.append(data)
+        self.size += len(data)
+        self._news.set()
+
+    def close(self) -> None:
+        """No more will be put in."""
+        self.closed = True
+        self._news.set()
+
+    async def take(self, patience: float) -> bytes | None:
+        """What waits, several frames together; a comment after ``patience`` seconds of nothing; None at the end."""
+        while not self._frames:
+            if self.closed:
+                return None
+            self._news.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._news.wait()
+            except TimeoutError:
+                return COMMENT
+        taken = [self._frames.popleft()]
+        while self._frames and sum(map(len, taken)) + len(self._frames[0]) <= WRITE_BYTES:
+            taken.append(self._frames.popleft())
+        data = b"".join(taken)
+        self.size -= len(data)
+        return data
+
+
+class EventStream(Response):
+    """An answer in events. When its client goes, the generator of frames is closed at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, frames: AsyncGenerator[bytes], stack: AsyncExitStack, *, comment_seconds: float, stall_seconds: float
+    ) -> None:
+        """``stack`` is closed when the stream ends, however that is and also if it never began."""
+        self.frames, self.stack = frames, stack
+        self.comment_seconds, self.stall_seconds = comment_seconds, stall_seconds
+        self.status_code, self.background = 200, None
+        self.init_headers({"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        box, call = Box(), call_of(scope)
+        fill, write = asyncio.ensure_future(self._fill(box)), asyncio.ensure_future(self._write(box, send))
+        left = asyncio.ensure_future(gone(receive))
+        try:
+            await asyncio.wait({fill, write, left}, return_when=asyncio.FIRST_COMPLETED)
+            if fill.done() and fill.exception() is None:
+                await asyncio.wait({write, left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (fill, write, left):
+                task.cancel()
+            results = await asyncio.gather(fill, write, return_exceptions=True)
+            await self.stack.aclose()
+        errors = [result for result in results if isinstance(result, Exception)]
+        if any(isinstance(error, Overflow | TimeoutError) for error in errors):
+            call.note["ended"] = "client did not read"
+            _cut(scope)
+        elif errors:
+            raise errors[0]
+        elif left.done() and not left.cancelled():
+            call.note["ended"] = "client gone"
+
+    async def _fill(self, box: Box) -> None:
+        async with aclosing(self.frames) as frames:
+            async for data in frames:
+                box.put(data)
+        box.close()
+
+    async def _write(self, box: Box, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        while (data := await box.take(self.comment_seconds)) is not None:
+            async with asyncio.timeout(self.stall_seconds):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body"})
+
+
+def _cut(scope: Scope) -> None:
+    """Drop the connection, what waits in it included."""
+    abort = cast("Callable[[], None] | None", scope["state"].get("abort"))
+    if abort is not None:
+        abort()

@@ -1,0 +1,80 @@
+"""What handlers have in common: the server's parts, and an endpoint that stops when its client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pocketgem.serve.call import Call, call_of, gone
+from pocketgem.serve.log import Log
+from pocketgem.serve.metrics import Metrics
+from pocketgem.serve.models import Registry
+from pocketgem.serve.settings import Settings
+from pocketgem.serve.sse import EventStream
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The parts of one server."""
+
+    settings: Settings
+    registry: Registry
+    metrics: Metrics
+    log: Log
+
+    def stream(self, frames: AsyncGenerator[bytes], stack: AsyncExitStack) -> EventStream:
+        settings = self.settings
+        return EventStream(
+            frames, stack, comment_seconds=settings.comment_seconds, stall_seconds=settings.stall_seconds
+        )
+
+
+Handler = Callable[[Serving, Call, dict[str, object]], Awaitable[Response]]
+Reader = Callable[[Serving, Request], Awaitable[Response]]
+
+
+class Post:
+    """An endpoint for JSON. The handler is cancelled when its client closes the connection."""
+
+    def __init__(self, serving: Serving, path: str, handler: Handler) -> None:
+        self.serving, self.path, self.handler = serving, path, handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = call_of(scope)
+        call.route = self.path
+        work = asyncio.ensure_future(self._work(call))
+        left = asyncio.ensure_future(gone(receive))
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+            if not work.done():
+                work.cancel()
+                call.note["ended"] = "client gone"
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+        if not work.cancelled():
+            response = work.result()
+            await response(scope, receive, send)
+
+    async def _work(self, call: Call) -> Response:
+        return await self.handler(self.serving, call, await call.json())
+
+
+class Get:
+    """An endpoint without a body."""
+
+    def __init__(self, serving: Serving, path: str, reader: Reader) -> None:
+        self.serving, self.path, self.reader = serving, path, reader
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call_of(scope).route = self.path
+        response = await self.reader(self.serving, Request(scope, receive))
+        await response(scope, receive, send)

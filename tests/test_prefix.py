@@ -1,0 +1,391 @@
+"""Kept pasts: what is found, what is shared, what goes first, and that nothing of it changes an answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketgem.engine.loop import Engine
+from pocketgem.engine.points import keep_points
+from pocketgem.engine.prefix import FIRST, NO_MEMORY, Ids, PrefixStore, Scope
+from pocketgem.engine.request import Request, SamplingParams, Sequence
+from pocketgem.engine.scheduler import Scheduler
+from pocketgem.model.cache import Cache
+from pocketgem.model.gemma import Gemma
+from pocketgem.model.past import Past
+from tests.test_laws import prompt
+from tests.test_parity import load
+from tests.twins import make_twin
+
+WINDOW = 8  # of the twins, and of the pasts that are made up here
+
+
+# ---- the tree, over pasts that are made up ---------------------------------------------------------------------------
+
+
+class MadeRows:
+    """Rows that are the ids themselves, ten bytes each."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids, self.nbytes = ids, 10 * len(ids)
+
+    def cut(self, at: int) -> tuple[MadeRows, MadeRows]:
+        return MadeRows(self.ids[:at]), MadeRows(self.ids[at:])
+
+
+class MadeWindow:
+    def __init__(self, ids: list[int], end: int) -> None:
+        self.end, self.first = end, max(0, end - WINDOW + 1)
+        self.ids, self.nbytes = ids[self.first : end], 7 * (end - self.first)
+
+    def serves(self, position: int) -> bool:
+        return position <= self.end and self.first <= max(0, position - WINDOW + 1)
+
+
+class MadePast:
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def rows_bytes(self, count: int) -> int:
+        return 10 * count
+
+    def rows(self, start: int, stop: int) -> MadeRows:
+        return MadeRows(self.ids[start:stop])
+
+    def window_bytes(self, end: int) -> int:
+        return 7 * (end - max(0, end - WINDOW + 1))
+
+    def window(self, end: int) -> MadeWindow:
+        return MadeWindow(self.ids, end)
+
+
+Store = PrefixStore[MadeRows, MadeWindow]
+HERE = Scope()
+
+
+def array(ids: list[int]) -> Ids:
+    return np.array(ids, np.int32)
+
+
+def keep(store: Store, ids: list[int], scope: Scope = HERE, *, modest: bool = False) -> bool:
+    return store.keep(scope, array(ids), MadePast(ids), modest=modest)
+
+
+def position(store: Store, ids: list[int], scope: Scope = HERE) -> int:
+    return store.find(scope, array(ids)).position
+
+
+def check(store: Store) -> None:
+    """Counts are right, the budget is kept, every branch leads to a window, every node is reached by its first id."""
+    size = tokens = 0
+    for root in store.roots.values():
+        assert root.children
+        for node in root.below():
+            if node.parent is not None:
+                assert node.rows is not None
+                assert node.rows.ids == node.ids.tolist()
+                assert node.parent.children[int(node.ids[0])] is node
+                assert node.children or node.window is not None
+                size, tokens = size + node.rows.nbytes + node.ids.nbytes, tokens + len(node.ids)
+            if node.window is not None:
+                size += node.window.nbytes
+    assert (store.nbytes, store.tokens) == (size, tokens)
+    assert size <= store.budget
+
+
+few_ids = st.lists(st.integers(0, 2), min_size=1, max_size=30)
+
+
+@given(
+    steps=st.lists(st.tuples(few_ids, st.booleans(), st.integers(0, 1)), min_size=1, max_size=30),
+    budget=st.sampled_from([0, 300, 900, 3000, 10**9]),
+)
+@settings(max_examples=300)
+def test_what_is_found_is_what_was_kept(steps: list[tuple[list[int], bool, int]], budget: int) -> None:
+    store: Store = PrefixStore(budget)
+    kept: list[tuple[Scope, list[int]]] = []
+    for ids, modest, salt in steps:
+        scope = Scope(None, str(salt))
+        hit = store.find(scope, array(ids))
+        assert (hit.reason is None) == (hit.position >= len(ids) - 1)
+        if hit.window is not None:
+            assert [id for piece in hit.rows for id in piece.ids][: hit.position] == ids[: hit.position]
+            assert hit.window.serves(hit.position)
+            start = max(0, hit.position - WINDOW + 1)
+            cut = slice(start - hit.window.first, hit.position - hit.window.first)
+            assert hit.window.ids[cut] == ids[start : hit.position]
+        if budget == 10**9:  # nothing goes: the best is known
+            assert hit.position == max((_common(past, ids) for other, past in kept if other == scope), default=0)
+        if keep(store, ids, scope, modest=modest):
+            kept.append((scope, ids))
+            assert position(store, [*ids, 9], scope) == len(ids)
+        check(store)
+
+
+def _common(past: list[int], ids: list[int]) -> int:
+    """How many of ``ids`` the past of ``past`` can begin: all of it, or less where nothing has slid out."""
+    same = next((i for i, (a, b) in enumerate(zip(past, ids, strict=False)) if a != b), min(len(past), len(ids)))
+    same = min(same, len(ids) - 1)
+    return same if same == len(past) or len(past) < WINDOW else 0
+
+
+def test_the_window_of_least_use_goes_first_and_its_rows_with_it() -> None:
+    a, b, c = ([id] * 20 for id in (1, 2, 3))
+    store: Store = PrefixStore(2 * (20 * 14 + 7 * 7))
+    assert keep(store, a)
+    assert keep(store, b)
+    assert position(store, [*a, 5]) == 20
+    assert keep(store, c)
+    assert [position(store, [*ids, 5]) for ids in (a, b, c)] == [20, 0, 20]
+    assert store.find(HERE, array([*b, 5])).reason == "the past kept up to token 20 was dropped for memory"
+
+
+def test_a_past_too_large_takes_nothing_from_others() -> None:
+    store: Store = PrefixStore(700)
+    assert keep(store, [1] * 20)
+    assert not keep(store, [2] * 80)
+    assert position(store, [*[1] * 20, 5]) == 20
+
+
+def test_modest_ones_leave_windows_on_their_way() -> None:
+    store: Store = PrefixStore(30 * 14 + 7 * 7 + 20)
+    assert keep(store, [1] * 20)
+    assert not keep(store, [1] * 30, modest=True)
+    assert position(store, [*[1] * 20, 5]) == 20
+    assert keep(store, [1] * 30)
+    assert position(store, [*[1] * 30, 5]) == 30
+    assert position(store, [*[1] * 20, 5]) == 0
+
+
+def test_why_no_more_was_of_use() -> None:
+    store: Store = PrefixStore(10**6)
+    ids = list(range(40))
+    assert store.find(HERE, array(ids)).reason == FIRST
+    keep(store, ids[:20])
+    assert store.find(HERE, array(ids[:21])).reason is None
+    assert store.find(HERE, array([7, *ids])).reason == "what is kept differs from this prompt at token 0"
+    assert store.find(HERE, array([*ids[:20], 99, 98])).reason == ("what is kept differs from this prompt at token 20")
+    assert store.find(HERE, array([*ids[:15], 99, 98])).reason == (
+        "what is kept differs from this prompt at token 15; the nearest window kept is at token 0"
+    )
+    assert store.find(HERE, array(ids[:16])).reason == (
+        "the window at token 16 is no longer kept; the nearest window kept is at token 0"
+    )
+    assert store.find(Scope("poet"), array(ids)).reason == "another adapter's past is kept"
+    assert store.find(Scope(None, "salt"), array(ids)).reason == FIRST  # nobody learns what others asked
+    assert PrefixStore(0).find(HERE, array(ids)).reason == NO_MEMORY
+
+
+def test_no_scope_sees_anothers_pasts() -> None:
+    store: Store = PrefixStore(10**6)
+    scopes = [Scope(adapter, salt) for adapter in (None, "a", "b") for salt in (None, "x", "y")]
+    for at, scope in enumerate(scopes):
+        assert position(store, [1, 2, 3, 4], scope) == 0
+        keep(store, [1, 2, 3, at], scope)
+    assert [store.find(scope, array([1, 2, 3, 4, 5])).rows[0].ids[3] for scope in scopes] == list(range(9))
+
+
+# ---- where a prompt is cut -------------------------------------------------------------------------------------------
+
+
+def points(ids: list[int], turns: set[int], named: tuple[int, ...] = ()) -> list[int]:
+    return keep_points(Request("r", tuple(ids), SamplingParams(), checkpoints=named), turns)
+
+
+def test_points_are_turns_names_and_the_end() -> None:
+    ids = [0, *[50, 1, 2, 3] * 6]  # turns begin at 1, 5, 9, 13, 17, 21
+    assert points(ids, {50}) == [24, 21, 17, 13, 5]
+    assert points(ids, {50}, (3, 0, 24, 25, 10**9, -4)) == [24, 21, 17, 13, 5, 3]
+    assert points(ids, set()) == [24]
+    assert points([7], {7}) == []
+    assert len(points([1] * 100, {2}, tuple(range(100)))) == 8
+
+
+# ---- on twins: law 1 -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["gemma3", "E2B", "12B"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Gemma:
+    return load(make_twin(request.param, tmp_path_factory.mktemp("twin")).folder)
+
+
+def submit(engine: Engine, ids: list[int], tokens: int = 6, **fields: str) -> Sequence:
+    return engine.submit(Request("r", tuple(ids), SamplingParams(max_tokens=tokens, logprobs=0), **fields))
+
+
+def finish(engine: Engine, *sequences: Sequence) -> list[list[tuple[int, float | None]]]:
+    found: dict[Sequence, list[tuple[int, float | None]]] = {one: [] for one in sequences}
+    while any(sequence.finish is None for sequence in sequences):
+        for output in engine.step():
+            if output.sampled is not None and output.sequence in found:
+                found[output.sequence].append((output.sampled.id, output.sampled.logprob))
+    return [found[one] for one in sequences]
+
+
+def cold(model: Gemma, ids: list[int], tokens: int = 6, chunk: int = 1) -> list[tuple[int, float | None]]:
+    engine = Engine(model, Scheduler(chunk=chunk), kept=0)
+    return finish(engine, submit(engine, ids, tokens))[0]
+
+
+def test_a_hit_changes_no_bit(model: Gemma) -> None:
+    """Token by token, so that the same products are made: then every log-probability is the same float."""
+    engine = Engine(model, Scheduler(chunk=1), turn_ids=frozenset({7}))
+    first = [*prompt(1, 15), 7, *prompt(2, 15), 7, *prompt(3, 9)]
+    finish(engine, submit(engine, first))
+    for ids, reused in (
+        (first, len(first) - 1),  # asked again
+        ([*first[:31], 7, *prompt(4, 9)], 31),  # the last question is edited
+        ([*first[:15], 7, *prompt(5, 9)], 15),  # ... and the first
+        ([*first, *prompt(6, 5)], len(first) - 1),  # the answer came back changed
+        ([*first[:20], *prompt(7, 30)], 15),
+    ):
+        again = submit(engine, ids)
+        assert finish(engine, again)[0] == cold(model, ids)
+        assert again.num_reused == reused
+        assert (again.reuse_reason is None) == (reused == len(ids) - 1)
+
+
+def test_a_short_past_serves_any_beginning(model: Gemma) -> None:
+    engine = Engine(model, Scheduler(chunk=1))
+    ids = prompt(1, 30)
+    finish(engine, submit(engine, ids[:7], 1))  # nothing has slid out of a window of eight
+    for cut in (6, 5, 3, 1):
+        other = [*ids[:cut], *prompt(2, 20)]
+        again = submit(engine, other)
+        assert finish(engine, again)[0] == cold(model, other)
+        assert again.num_reused == cut
+
+
+Turn = st.tuples(st.integers(0, 2), st.integers(0, 45), st.integers(1, 25), st.integers(1, 9), st.integers(0, 3))
+
+
+@given(turns=st.lists(Turn, min_size=2, max_size=6), chunk=st.sampled_from([4, 16, 512]), small=st.booleans())
+@settings(max_examples=6)
+def test_interleaved_conversations_answer_as_if_alone(
+    model: Gemma, turns: list[tuple[int, int, int, int, int]], chunk: int, small: bool
+) -> None:
+    """Forks at any place, several at a time, some given up, preemption, little room for what is kept."""
+    scheduler = Scheduler(chunk=chunk, max_running=3, max_cached=120)
+    engine = Engine(model, scheduler, kept=40_000 if small else None, turn_ids=frozenset({7}))
+    histories: list[list[int]] = [prompt(1, 12), prompt(2, 20), prompt(1, 9)]
+    running: list[Sequence] = []
+    for which, cut, more, tokens, leave in turns:
+        ids = [*histories[which][: max(cut, 1)], 7, *prompt(which + cut, more)][:80]
+        histories[which] = ids
+        sequence = submit(engine, ids, tokens, cache_salt=str(which % 2))
+        for _ in range(leave):
+            engine.step()
+        if leave == 2 and sequence.finish is None:
+            engine.abort(sequence)
+        else:
+            running.append(sequence)
+    finish(engine, *running)
+    assert engine.prefixes.nbytes <= engine.prefixes.budget
+    assert not engine.states
+    for sequence in running:
+        expected = cold(model, list(sequence.request.prompt_ids), len(sequence.output_ids), 64)
+        assert sequence.output_ids == [id for id, _ in expected]
+
+
+def test_a_preempted_sequence_finds_its_own_past_again(model: Gemma) -> None:
+    engine = Engine(model, Scheduler(chunk=6, max_cached=70))
+    first, ours = submit(engine, prompt(1, 30), 30), submit(engine, prompt(0), 24)
+    steps = [0]
+    while ours.finish is None:
+        engine.step()
+        steps.append(ours.num_computed)
+    finish(engine, first)
+    away = [at for at in range(2, len(steps)) if steps[at] == 0 < steps[at - 1]]
+    assert away, "the budget was meant to be too small for both"
+    for at in away:
+        back = next(computed for computed in steps[at:] if computed)
+        assert back >= steps[at - 1]  # nothing was computed twice
+    assert ours.num_reused == 0
+    assert ours.output_ids == [id for id, _ in cold(model, prompt(0), 24)]
+
+
+def test_aborted_prompts_go_on_where_they_were(model: Gemma) -> None:
+    engine = Engine(model, Scheduler(chunk=8))
+    sequence = submit(engine, prompt(1, 60))
+    for _ in range(4):
+        engine.step()
+    engine.abort(sequence)
+    again = submit(engine, prompt(1, 60))
+    assert [id for id, _ in finish(engine, again)[0]] == [id for id, _ in cold(model, prompt(1, 60))]
+    assert again.num_reused == 32
+
+
+def test_adapters_and_salts_do_not_meet(model: Gemma) -> None:
+    engine = Engine(model)
+    finish(engine, submit(engine, prompt(0)))
+    for fields in ({"adapter": "poet"}, {"cache_salt": "key"}):
+        other = submit(engine, prompt(0), **fields)
+        finish(engine, other)
+        assert other.num_reused == 0
+        again = submit(engine, prompt(0), **fields)
+        finish(engine, again)
+        assert again.num_reused == 20
+
+
+def test_a_second_turn_reads_less_than_a_twentieth(model: Gemma) -> None:
+    engine = Engine(model, turn_ids=frozenset({7}), kept=64 << 20)
+    engine.context = 4096
+    talk: list[int] = [2]
+    for turn in range(12):
+        talk += [7, *prompt(turn, 30)]
+    talk = (talk * 6)[:2000]
+    first = submit(engine, talk, 3)
+    finish(engine, first)
+    again = submit(engine, [*talk, *prompt(99, 60)], 3)  # the answer as rendered, and a question
+    finish(engine, again)
+    assert (again.num_prompt - again.num_reused) / again.num_prompt < 0.05
+
+
+def test_pieces_are_copies(model: Gemma) -> None:
+    """What is kept is not written to by who goes on from it, nor by who left it."""
+    engine = Engine(model, Scheduler(chunk=8))
+    finish(engine, submit(engine, prompt(1, 40)))
+    node = next(node for root in engine.prefixes.roots.values() for node in root.below() if node.window)
+    assert node.rows is not None
+    assert node.window is not None
+    pairs = [*node.rows.layers.values(), *((one.k, one.v) for one in node.window.layers.values())]
+    before = [tensor.clone() for pair in pairs for tensor in pair]
+    finish(engine, submit(engine, [*prompt(1, 40), *prompt(2, 40)]), submit(engine, [*prompt(1, 39), 5, 6]))
+    assert all(torch.equal(a, b) for a, b in zip(before, (t for pair in pairs for t in pair), strict=True))
+
+
+def test_a_copy_that_fails_costs_nothing_but_itself(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail] posix_memalign: not enough memory")
+
+    engine = Engine(model)
+    for name in ("rows", "window"):
+        with monkeypatch.context() as broke:
+            broke.setattr(Past, name, full)
+            sequence = submit(engine, prompt(1, 40))
+            finish(engine, sequence)
+        assert sequence.error is None
+        assert not engine.states
+        assert (engine.prefixes.nbytes, engine.prefixes.tokens) == (0, 0)
+    again = submit(engine, prompt(1, 40))
+    assert finish(engine, again)[0] == cold(model, prompt(1, 40), chunk=512)
+    assert again.num_reused == 0
+
+
+def test_sizes_are_told_before_anything_is_copied(model: Gemma) -> None:
+    cache: Cache = model.new_cache(100)
+    for store in cache.stores.values():
+        store.reserve(0, 40)
+    cache.length = 40
+    past = Past(cache)
+    window = past.window(40)
+    assert window is not None
+    assert past.rows(3, 23).nbytes == past.rows_bytes(20)
+    assert window.nbytes == past.window_bytes(40)
+    assert past.window(41) is None
+    for store in cache.stores.values():
+        store.reserve(40, 60)
+    assert past.window(20) is None or not any(layer.window for layer in model.config.layers)
