@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -49,7 +50,8 @@ SCRIPT = Script(
         "hello": ["Hello, you."],
     }
 )
-TOOL = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"days": {"type": "integer"}}}}}]'
+DAYS = {"type": "object", "properties": {"days": {"type": "integer"}}}
+TOOL = json.dumps([{"type": "function", "function": {"name": "weather", "parameters": DAYS}}])
 
 
 @pytest.fixture(scope="module")
