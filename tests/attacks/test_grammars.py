@@ -287,7 +287,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "file": ({"$ref": "file:///etc/passwd"}, "only places in the same schema"),
     "missing": ({"$ref": "#/$defs/a"}, "there is no such place in the schema"),
     "dynamic": ({"$dynamicRef": "#a"}, "not supported; use"),
-    "not a schema": ([], "a schema is an object or true or false"),
+    "not a schema": ([], "a schema is an object or true or false|items must be a list of schemas"),
     "text": ("string", "a schema is an object or true or false"),
     "infinite": ({"const": float("inf")}, "a value that is not JSON"),
     "huge": ({"const": 10**5000}, "a value that is not JSON or a number out of bounds"),

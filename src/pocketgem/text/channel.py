@@ -125,6 +125,15 @@ class Channel:
             yield from self._settled()
         self._said = True
 
+    def interrupted(self) -> Iterator[Part]:
+        """Another marker comes, which changes nothing but parts the text: what was held back comes before it."""
+        if self._held and self.in_thought:
+            held, opened = self._take(), self._state is _State.OPENED
+            yield from self._label(held) if opened and held == "thought" else self._thought(held)
+            self._state = _State.THOUGHT
+        elif self._held:
+            yield from self._settled()
+
     def finish(self) -> Iterator[Part]:
         """The end: what was held back. Sets ``flaw``."""
         if self._idle >= _LOOP:

@@ -123,6 +123,7 @@ class OutputParser:
             if self._channel.after_thought and not self._tools.anything:
                 self._call = PendingCall("")
         elif mark is not Mark.TURN:
+            yield from self._channel.interrupted()
             yield Marker(name, "stray_call_close" if mark is Mark.CALL_END else None)
         elif self._channel.at_start:
             yield Marker(name, "turn_header")

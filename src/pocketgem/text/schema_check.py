@@ -51,6 +51,11 @@ def check_schema(schema: object, name: str) -> None:
         raise PromptError(f"{name} combines {patterns} expressions by allOf or $ref; at most {MAX_COMBINED} can be")
 
 
+def combines(schema: object, name: str) -> bool:
+    """Whether any value has to satisfy several schemas at once."""
+    return any(isinstance(place.schema, Mapping) and _combines(place.schema) for place in inner_schemas(schema, name))
+
+
 def _combines(schema: Mapping[str, object]) -> bool:
     """Whether a value must satisfy several schemas at once here."""
     several = schema.get("allOf", ())
