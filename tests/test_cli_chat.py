@@ -149,7 +149,7 @@ def test_plain_text_sends_one_message_alone_and_says_so() -> None:
     pieces = [Piece(" world", (1,)), Piece("!", (2,), finish=FinishReason.LENGTH, stats=STATS)]
     talk = Talk(Scripted(pieces, pieces), "hello", "bye", "/system x", manner=Manner(raw=True))
     assert talk.model.asked == ["hello", "bye"]
-    assert talk.model.options[0] == {"max_tokens": 256}
+    assert talk.model.options[0] == {"max_tokens": 256, "format": None}
     assert "plain text" in talk.err.splitlines()[0]
     assert "/system has no meaning for plain text" in talk.err
     assert talk.out == " world!\n world!\n\n"

@@ -81,7 +81,7 @@ def shown(value: Any) -> Any:
     return [shown(item) for item in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ANSWERS)
 def test_random_chunks_fold_to_the_whole_completion(updates: list[Update]) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
@@ -90,7 +90,7 @@ def test_random_chunks_fold_to_the_whole_completion(updates: list[Update]) -> No
     assert shown(state.current_completion_snapshot.to_dict()) == shown(whole(chat, updates))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ANSWERS)
 def test_random_events_fold_to_the_whole_message(updates: list[Update]) -> None:
     snapshot, buffers = None, {}
@@ -101,7 +101,7 @@ def test_random_events_fold_to_the_whole_message(updates: list[Update]) -> None:
     assert shown(snapshot.to_dict()) == shown(whole(messages, updates))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ANSWERS)
 def test_random_events_end_in_the_whole_response(updates: list[Update]) -> None:
     told = sent(responses, updates)

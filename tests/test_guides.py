@@ -204,7 +204,7 @@ def check_answer(tokenizer: Tokenizer, ids: list[int], format: Format | None, ch
 
 
 def test_parallel_calls_follow_each_other_and_one_is_enough_where_asked(llm: LLM) -> None:
-    more = {special(llm.tokenizer, "<|tool_call>"): 3.0} | hasty(llm.tokenizer)
+    more = {special(llm.tokenizer, "<|tool_call>"): 2.0} | hasty(llm.tokenizer)
     several = [
         check_calls(llm.tokenizer, ids) for ids in run_all(llm, [shaped(TOOLS, "required")] * 8, logit_bias=more)
     ]

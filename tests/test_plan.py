@@ -281,7 +281,8 @@ def test_load_keeps_to_its_plan(tiny: Path) -> None:
     assert llm.plan is not None
     assert llm.engine.context == llm.plan.setting.context
     assert llm.engine.scheduler.max_running == 2
-    assert llm.engine.prefixes.capacity == llm.plan.placement.kept == 1
+    assert llm.engine.prefixes.budget == llm.plan.kept_bytes
+    assert llm.plan.placement.kept == 1
     assert llm.generate("qu", max_tokens=3).ids
     assert LLM.load(tiny, memory=8 * GIB, context=64).engine.context == 64
     assert LLM.load(tiny).plan is None

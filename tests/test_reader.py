@@ -57,6 +57,7 @@ def read(text: str, finish: FinishReason = FinishReason.STOP, *, prompt: str = "
         if reader.stopped:
             break
     running.finish = FinishReason.STOP if reader.stopped else finish
+    run.ended()
     *rest, end = reader.finish()
     assert isinstance(end, Finished)
     return [*events, *rest], end

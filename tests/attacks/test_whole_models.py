@@ -43,6 +43,7 @@ ABSURD: list[object] = [
     [1, 2],
 ]
 LAYOUTS = {"gemma3": spm_metadata, "gemma3n": spm_metadata, "E2B": gemma4_metadata, "26B-A4B": gemma4_metadata}
+EVERY_VALUE = {"gemma3n", "26B-A4B"}  # the two layouts with the most keys of their own
 ANSWERS = ("ran", "FormatError", "UnsupportedError", "WeightsError", "TokenizerError", "CheckpointError", "PromptError")
 SOME_TOKENS = SamplingParams(max_tokens=3)
 
@@ -51,8 +52,9 @@ SOME_TOKENS = SamplingParams(max_tokens=3)
 def seed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seed")
     source = open_checkpoint(resolve(make_twin(request.param, folder / "twin").folder))
-    export_gguf(source, folder / "seed.gguf", StoredType.F32, vocabulary=LAYOUTS[request.param]())
-    return folder / "seed.gguf"
+    path = folder / f"{request.param}.gguf"
+    export_gguf(source, path, StoredType.F32, vocabulary=LAYOUTS[request.param]())
+    return path
 
 
 def use(path: Path) -> str:
@@ -82,8 +84,9 @@ def shape_keys(seed: Path) -> Iterator[str]:
 def test_every_key_with_every_absurd_value(seed: Path, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = set()
-    for key in shape_keys(seed):
-        for value in [None, *ABSURD]:
+    step = 1 if seed.stem in EVERY_VALUE else 3  # elsewhere a third of the values, another third for the next key
+    for number, key in enumerate(shape_keys(seed)):
+        for value in [None, *ABSURD[number % step :: step]]:
             outcomes.add(use(rewritten(seed, tmp_path / "changed.gguf", **{key: value})))
     assert {"ran", "FormatError", "WeightsError"} <= outcomes <= {*ANSWERS}
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -51,7 +51,7 @@ Regex = Annotated[str | None, typer.Option("--regex", metavar="EXPRESSION", help
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, even with a chat template.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(help="Tokens to make at most. Default: 256 for plain text, else until the answer ends."),
+    typer.Option(min=1, help="Tokens to make at most. Default: 256 for plain text, else until the answer ends."),
 ]
 Temperature = Annotated[float | None, typer.Option(help="0 always takes the most probable token.")]
 TopK = Annotated[int | None, typer.Option(help="Choose among the K most probable tokens.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pocketgem.engine.request import MAX_ID
 from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, Fields, shown
 from pocketgem.serve.history import MAX_MESSAGES, MAX_PARTS, Message, call, joined, part_text, refuse_part
@@ -37,7 +38,7 @@ def read(body: object, *, counting: bool = False) -> Asked:
     fields = Fields.of(body)
     fields.refuse_any(_REFUSED)
     if not counting:
-        fields.raw("max_tokens")
+        fields.whole("max_tokens", low=1, high=MAX_ID)
     messages = _system(fields) + _messages(fields)
     tools, skipped = _tools(fields)
     thought = _thinking(fields, messages)

@@ -79,9 +79,10 @@ def failure(call: FailedCall) -> dict[str, object]:
 
 
 def _joined(events: Iterable[Event]) -> Iterator[Event]:
-    for kind, group in groupby(events, type):
+    there = (event for event in events if not isinstance(event, Content | Thought) or event.text)
+    for kind, group in groupby(there, type):
         if kind is Content or kind is Thought:
             text = "".join(event.text for event in group if isinstance(event, Content | Thought))
-            yield from [kind(text)] if text else []
+            yield kind(text)
         else:
             yield from group
