@@ -12,6 +12,7 @@ from pocketgem.llm import LLM
 from pocketgem.serve import chats, completions, embeddings, health, tokens
 from pocketgem.serve.call import Call
 from pocketgem.serve.guard import Guard
+from pocketgem.serve.openapi import Described
 from pocketgem.serve.pages import Pages
 from pocketgem.serve.wiring import Get, Handler, Post, Reader, Serving
 
@@ -47,10 +48,11 @@ class App:
 
 def routes(serving: Serving) -> list[Route]:
     """Every route there is."""
-    pages, kept = Pages(), chats.Kept()
+    pages, kept, described = Pages(), chats.Kept(), Described()
     gets: dict[str, Reader] = {
         "/": pages.index,
         "/page/{name:path}": pages.file,
+        "/openapi.json": described.show,
         "/health": health.health,
         "/livez": health.live,
         "/version": health.version,
@@ -71,8 +73,9 @@ def routes(serving: Serving) -> list[Route]:
         "/detokenize": tokens.detokenize,
     }
     deletes: dict[str, Reader] = {"/v1/responses/{id}": kept.forget}
-    return [
+    described.routes = [
         *(Route(path, Get(serving, path, reader), methods=["GET"]) for path, reader in gets.items()),
         *(Route(path, Post(serving, path, handler), methods=["POST"]) for path, handler in posts.items()),
         *(Route(path, Get(serving, path, reader), methods=["DELETE"]) for path, reader in deletes.items()),
     ]
+    return described.routes
