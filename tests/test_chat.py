@@ -76,6 +76,20 @@ def test_arguments_as_json_text_become_values() -> None:
 
 def test_fields_without_a_value_are_left_out() -> None:
     assert normalize([{**user("a"), "refusal": None, "tool_calls": None}]) == [user("a")]
+    sent = {
+        "role": "assistant",
+        "content": "b",
+        "refusal": "",
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": [],
+        "reasoning_content": "",
+        "id": None,
+        "metadata": {},
+    }
+    assert normalize([sent]) == [{"role": "assistant", "content": "b"}]
+    assert normalize([user("")]) == [user("")]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +110,9 @@ def test_fields_without_a_value_are_left_out() -> None:
         (user([{"type": "text", "text": 7}]), "a text part that is not just"),
         (user([{"type": "text", "text": "a", "image": "x"}]), "a text part that is not just"),
         ({**user("a"), "temperature": 1}, "unknown field 'temperature'"),
+        ({**user("a"), "temperature": 0}, "unknown field 'temperature'"),
+        ({"role": "assistant", "content": "", "refusal": "I cannot."}, "unknown field 'refusal'"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "w"}}, "unknown field 'function_call'"),
         ({"role": "assistant", "content": "", "reasoning": 7}, "reasoning must be text"),
         ({"role": "assistant", "content": "", "tool_calls": "x"}, "tool_calls must be a list"),
         ({"role": "assistant", "content": "", "tool_calls": [7]}, "a tool call must be"),

@@ -21,7 +21,19 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from pocketgem import LLM, Content, Finished, FinishReason, Piece, PromptError, RunError, Stats, Thought
+from pocketgem import (
+    LLM,
+    Content,
+    FailedCall,
+    Finished,
+    FinishReason,
+    Piece,
+    PromptError,
+    RunError,
+    Stats,
+    Thought,
+    ToolCall,
+)
 from pocketgem.cli.chat import Conversation
 from pocketgem.cli.lines import Lines, read_message, write_whole
 from pocketgem.cli.screen import Screen
@@ -113,6 +125,24 @@ def test_thoughts_stand_apart_and_are_not_sent_back() -> None:
     assert talk.out == "42!\nok\n\n"
     assert "hm, so\n" in talk.err
     assert all("hm" not in str(message) for message in talk.model.asked[1])
+
+
+def test_calls_of_tools_are_shown_and_remembered_as_they_were_written() -> None:
+    call = ToolCall("weather", {"city": "Åre\x1b[2J"}, "<|tool_call>A<tool_call|>")
+    failed = FailedCall("<|tool_call>B<tool_call|>", "no tools were offered for this answer", "tools_not_requested")
+    end = Finished(FinishReason.STOP, STATS)
+    talk = Talk(Scripted([Content("Hm. "), call, end], [failed, end]), "a", "b")
+    assert 'weather({"city": "Åre' in talk.out
+    assert "the model calls a tool" in talk.err
+    assert "<|tool_call>B<tool_call|>" in talk.out
+    assert "no tools were offered" in talk.err
+    texts = [text for _, text in talk.roles_and_texts]
+    assert texts == ["a", "Hm. <|tool_call>A<tool_call|>", "b", "<|tool_call>B<tool_call|>"]
+
+
+def test_an_answer_that_is_none_says_why() -> None:
+    answer = [Thought("hm"), Finished(FinishReason.LENGTH, STATS, flaw="unterminated_thought")]
+    assert "ended inside a thought" in Talk(Scripted(answer), "why?").err
 
 
 def test_plain_text_sends_one_message_alone_and_says_so() -> None:

@@ -163,12 +163,21 @@ def test_any_split_gives_the_same_events(data: st.DataObject, thought_open: bool
 
 
 @given(data=st.data(), thought_open=st.booleans(), json=st.booleans(), tools=st.sampled_from([None, (), TOOLS]))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=400)
 def test_nothing_is_lost(data: st.DataObject, thought_open: bool, json: bool, tools: Any) -> None:
     ids = generated(data)
     parts = read(split(data, ids), thought_open=thought_open, json=json, tools=tools)
     assert said(parts) == said(read([ids], thought_open=thought_open, json=json, tools=tools))
     assert said(parts) == fixtures.gemma4_tokenizer().decode(ids)
+
+
+@pytest.mark.parametrize("marker", ["<tool_call|>", "<pad>"])
+@pytest.mark.parametrize(
+    "before", ["thought\n", "thought\nx", "tho", "<|channel>tho", "<|channel>thought", "<|channel>x\n"]
+)
+def test_a_marker_stands_where_it_was_said(marker: str, before: str) -> None:
+    text = f"{before}{marker}y\n<channel|>z"
+    assert said(read([ids_of(text)])) == text
 
 
 def test_the_tokens_that_end_a_turn() -> None:

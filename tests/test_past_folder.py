@@ -320,7 +320,7 @@ def test_an_engine_goes_on_where_another_stopped(model: Gemma, tmp_path: Path) -
         again = run(engine(), ids)
         assert again.num_reused == reused
         assert again.output_ids == alone.output_ids
-        other = run(engine(), ids, Scope(None, "key"))
+        other = run(engine(), ids, Scope(None, f"key {reused}"))
         assert (other.num_reused, other.output_ids) == (0, alone.output_ids)
 
 
@@ -355,5 +355,5 @@ def test_a_loaded_model_knows_itself_again(tmp_path: Path) -> None:
     assert reused(model, dtype=torch.bfloat16) == 0
     other = save_model(tmp_path / "other" / "model", change=lambda weights: weights + 1e-3)
     assert reused(other) == 0
-    with pytest.raises(InputError, match="cache_size"):
+    with pytest.raises(InputError, match="not a size in bytes"):
         LLM.load(model, cache_dir=tmp_path / "pasts", cache_size="much")

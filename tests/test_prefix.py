@@ -82,6 +82,7 @@ def check(store: Store) -> None:
     """Counts are right, the budget is kept, every branch leads to a window, every node is reached by its first id."""
     size = tokens = 0
     for root in store.roots.values():
+        assert root.children
         for node in root.below():
             if node.parent is not None:
                 assert node.rows is not None
@@ -165,14 +166,14 @@ def test_why_no_more_was_of_use() -> None:
     assert store.find(HERE, array(ids)).reason == FIRST
     keep(store, ids[:20])
     assert store.find(HERE, array(ids[:21])).reason is None
-    assert store.find(HERE, array([7, *ids])).reason == "nothing kept begins like this prompt: it differs at token 0"
-    assert store.find(HERE, array([*ids[:20], 99, 98])).reason == (
-        "nothing kept begins like this prompt: it differs at token 20"
-    )
+    assert store.find(HERE, array([7, *ids])).reason == "what is kept differs from this prompt at token 0"
+    assert store.find(HERE, array([*ids[:20], 99, 98])).reason == ("what is kept differs from this prompt at token 20")
     assert store.find(HERE, array([*ids[:15], 99, 98])).reason == (
-        "kept pasts differ from this prompt at token 15, and the window there is no longer kept"
+        "what is kept differs from this prompt at token 15; the nearest window kept is at token 0"
     )
-    assert store.find(HERE, array(ids[:16])).reason == "the window at token 16 is no longer kept"
+    assert store.find(HERE, array(ids[:16])).reason == (
+        "the window at token 16 is no longer kept; the nearest window kept is at token 0"
+    )
     assert store.find(Scope("poet"), array(ids)).reason == "another adapter's past is kept"
     assert store.find(Scope(None, "salt"), array(ids)).reason == FIRST  # nobody learns what others asked
     assert PrefixStore(0).find(HERE, array(ids)).reason == NO_MEMORY
@@ -354,6 +355,24 @@ def test_pieces_are_copies(model: Gemma) -> None:
     before = [tensor.clone() for pair in pairs for tensor in pair]
     finish(engine, submit(engine, [*prompt(1, 40), *prompt(2, 40)]), submit(engine, [*prompt(1, 39), 5, 6]))
     assert all(torch.equal(a, b) for a, b in zip(before, (t for pair in pairs for t in pair), strict=True))
+
+
+def test_a_copy_that_fails_costs_nothing_but_itself(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail] posix_memalign: not enough memory")
+
+    engine = Engine(model)
+    for name in ("rows", "window"):
+        with monkeypatch.context() as broke:
+            broke.setattr(Past, name, full)
+            sequence = submit(engine, prompt(1, 40))
+            finish(engine, sequence)
+        assert sequence.error is None
+        assert not engine.states
+        assert (engine.prefixes.nbytes, engine.prefixes.tokens) == (0, 0)
+    again = submit(engine, prompt(1, 40))
+    assert finish(engine, again)[0] == cold(model, prompt(1, 40), chunk=512)
+    assert again.num_reused == 0
 
 
 def test_sizes_are_told_before_anything_is_copied(model: Gemma) -> None:

@@ -158,3 +158,18 @@ def test_packed_greedy_ids_are_the_same_at_one_four_and_ten_rows(packed: LLM) ->
     for rows in (4, 10):
         together = packed.generate_many(prompts[:rows], params=params)
         assert [one.ids for one in together] == alone[:rows]
+
+
+@pytest.mark.native
+def test_a_second_turn_of_a_long_conversation_reads_a_twentieth(real_model_path: Path, text_ids: list[int]) -> None:
+    """Over packed weights a row has the same bits whatever comes with it, so the answers are the same ones."""
+    llm, params = LLM.load(real_model_path), SamplingParams(max_tokens=8)
+    prompt, answer = text_ids[:2000], llm.tokenize("The answer, as a template writes it", add_bos=False)
+    follow = [*prompt, *answer, *llm.tokenize("and a question?", add_bos=False)]
+    assert llm.generate(prompt, params=params).stats.reuse_reason == "first request"
+    warm = llm.generate(follow, params=params)
+    assert (len(follow) - warm.stats.reused_tokens) / len(follow) < 0.05
+    assert warm.stats.reuse_reason is not None
+    assert "differs from this prompt at token 2000" in warm.stats.reuse_reason
+    llm.engine.prefixes.clear()
+    assert llm.generate(follow, params=params).ids == warm.ids

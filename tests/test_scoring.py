@@ -155,6 +155,13 @@ def test_a_row_of_nan_is_refused(model: Gemma) -> None:
         score_rows(model, torch.full((1, model.config.hidden_size), float("nan")), [5], 1)
 
 
+def test_a_stream_of_no_token_ends_well(tmp_path: Path) -> None:
+    llm = LLM.load(save_model(tmp_path / "model"), dtype=torch.float32)
+    whole = llm.generate("hello", max_tokens=0)
+    assert (whole.text, whole.ids, whole.finish) == ("", (), FinishReason.LENGTH)
+    assert whole.stats.prompt_tokens == 6
+
+
 def test_text_that_is_scored_and_prompts_agree(tmp_path: Path) -> None:
     llm = LLM.load(save_model(tmp_path / "model"), dtype=torch.float32)
     ids = [291, 300, 305, 299, 310, 311]

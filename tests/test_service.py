@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -14,12 +16,12 @@ import torch
 
 from pocketgem import LLM, FinishReason, PromptError, RunError, SamplingParams
 from pocketgem.engine import decode
-from pocketgem.engine.loop import Engine
-from pocketgem.engine.request import Request
+from pocketgem.engine.loop import Engine, Output
+from pocketgem.engine.request import Request, Sampled, Sequence
 from pocketgem.errors import BusyError, StalledError
 from pocketgem.flight import FairLock
 from pocketgem.model.gemma import Gemma
-from pocketgem.service import ServedRun, Service
+from pocketgem.service import MAX_UNREAD, ServedRun, Service
 from tests.cli_models import VOCAB, save_model
 
 PATIENCE = 30.0  # seconds before a test that hangs says so
@@ -66,8 +68,8 @@ def alone(llm: LLM) -> list[list[int]]:
 
 async def test_many_callers_get_what_each_would_get_alone(service: Service, alone: list[list[int]]) -> None:
     assert await asyncio.gather(*(ids(service, request(seed)) for seed in range(8))) == alone
-    await until(lambda: not service.running)
-    assert service.last_step_age == 0.0
+    await until(lambda: service.last_step_age == 0.0)
+    assert service.running == service.waiting == 0
 
 
 async def test_leaving_early_ends_the_request_within_a_step(service: Service, llm: LLM) -> None:
@@ -318,3 +320,62 @@ def test_a_run_of_a_closed_loop_ends(llm: LLM) -> None:
         time.sleep(0.001)
     assert run.stalled
     asyncio.run(service.close(0))
+
+
+# ---- many at once ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_crowd_that_comes_and_goes(llm: LLM) -> None:
+    """Conversations that share beginnings, read slowly or fast, given up at any moment: each as if it were alone."""
+    draw, starts = random.Random(5), [prompt(seed, 60) for seed in range(3)]
+    service = Service(llm, max_waiting=1000)
+    service.start()
+
+    def asked(number: int) -> Request:
+        ids = (*starts[number % 3][: draw.randint(1, 60)], *prompt(number, draw.randint(1, 20)))
+        params = SamplingParams(max_tokens=draw.randint(0, 20), temperature=number % 2, seed=number, logprobs=0)
+        return Request(f"r{number}", ids, params, owner=str(number % 4), cache_salt=str(number % 2))
+
+    requests = [asked(number) for number in range(80)]
+    leaves = {number: draw.randint(0, 8) for number in range(80) if draw.random() < 0.4}
+
+    async def call(number: int) -> list[int]:
+        await asyncio.sleep(draw.random() * 0.5)
+        run, found = service.submit(requests[number]), list[int]()
+        outputs = service.outputs(run)
+        async for output in outputs:
+            found += [] if output.sampled is None else [output.sampled.id]
+            if number in leaves and len(found) >= leaves[number]:
+                break
+            if draw.random() < 0.1:
+                await asyncio.sleep(0.02)
+        await outputs.aclose()
+        return found
+
+    found = await asyncio.gather(*(call(number) for number in range(80)))
+    await until(lambda: not llm.engine.states)
+    assert (service.running, service.waiting, service.held.tokens, llm.engine.scheduler.used) == (0, 0, 0, 0)
+    await service.close(0)
+    llm.engine.prefixes.clear()
+    for request, ids in zip(requests, found, strict=True):
+        alone = llm.flights.start(request)
+        assert [one.sampled.id for one in llm.flights.outputs(alone) if one.sampled is not None][: len(ids)] == ids
+
+
+def test_an_unread_inbox_is_small() -> None:
+    """A quarter of a mebibyte at most, whatever is listed beside each token."""
+    for alternatives in (0, 1, 20):
+        params = SamplingParams(logprobs=alternatives)
+        run = ServedRun(Sequence(Request("r", (5,), params)), asyncio.new_event_loop(), MAX_UNREAD)
+        gc.collect()
+        tracemalloc.start()
+        for id in range(300, 2000):
+            if run.stalled:
+                break
+            top = tuple((id + i, -1.0 - i / (id + 1)) for i in range(alternatives))
+            run.take(Output(run.sequence, Sampled(id, -id / 3, top)))
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert run.stalled
+        assert size < 256 << 10
+        run._loop.close()

@@ -566,3 +566,13 @@ def test_no_name_of_a_real_control_token_in_a_message_becomes_one(real: Tokenize
     ids, plain = (chat.prompt([{"role": "user", "content": text}]) for text in (hostile, "x"))
     assert [id for id in ids if id in real.special_ids] == [id for id in plain if id in real.special_ids]
     assert hostile in real.decode(ids)
+
+
+def test_functiongemmas_calls_are_control_tokens_however_a_file_types_them() -> None:
+    tokenizer = fixtures.functiongemma_tokenizer()
+    names = ("<start_function_call>", "<end_function_call>", "<escape>", "<start_function_response>")
+    assert all(name in tokenizer.special_tokens for name in names)
+    assert tokenizer.special_ids.isdisjoint(tokenizer.encode("".join(names), add_bos=False))
+    assert {tokenizer.decode([id]) for id in tokenizer.end_ids} == {
+        "<eos>", "<end_of_turn>", "<start_function_response>",
+    }  # fmt: skip

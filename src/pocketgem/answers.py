@@ -70,6 +70,7 @@ class Finished:
 
     flaw  why the answer is not whole, where its text does not show it: "unterminated_thought" (nothing but a thought
           that never ended), "degenerate_repetition" or "truncated_json"
+    stopped_by  the stop string that ended it, where one did
     """
 
     finish: FinishReason
@@ -77,6 +78,7 @@ class Finished:
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     flaw: str | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)

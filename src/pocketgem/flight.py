@@ -29,6 +29,9 @@ class Run:
     first: float | None = None  # time of the first token
     last: float = 0.0
     asked: FinishReason | None = None  # how its caller ended it, maybe before the engine has come to that
+    over: bool = False  # nothing more will arrive
+    _last: Output | None = None  # the output with which the sequence ended
+    _read: Output | None = None  # the one that was read last
 
     @property
     def params(self) -> SamplingParams:
@@ -36,8 +39,12 @@ class Run:
 
     @property
     def finish(self) -> FinishReason | None:
-        """Why the run ended, once nothing of it is left unread."""
-        return None if self.inbox else self.sequence.finish
+        """Why the run ended, once nothing of it is left unread.
+
+        The engine ends a sequence a moment before its last output is here, so the sequence alone does not tell.
+        """
+        read = self._last is not None and self._read is self._last
+        return self.sequence.finish if read or (self.over and not self.inbox) else None
 
     @property
     def reason(self) -> FinishReason | None:
@@ -46,6 +53,8 @@ class Run:
 
     def take(self, output: Output) -> None:
         """An output arrives. Called by the thread that drives the engine."""
+        if self.sequence.finish is not None:
+            self._last = output  # before anybody can read it
         self.inbox.append(output)
         if output.sampled is not None:
             self.last = time.perf_counter()
@@ -53,6 +62,7 @@ class Run:
 
     def ended(self) -> None:
         """Nothing more will arrive. Called by the thread that drives the engine, maybe twice."""
+        self.over = True
 
     def visible(self, output: Output) -> list[int]:
         """The output's ids that are text: a stop id ends the answer and is no part of it."""
@@ -122,12 +132,12 @@ class Flights:
         try:
             while run.inbox or run.finish is None:
                 while run.inbox:
-                    output = run.inbox.popleft()
+                    output = run._read = run.inbox.popleft()
                     if on_prefill is not None and output.sampled is None:
                         on_prefill(output.prefilled, run.sequence.num_prompt)
                     yield output
                 if run.finish is None:
-                    self.advance()
+                    self._wait(run)
             if run.sequence.error is not None:
                 raise run.sequence.error
         finally:
@@ -138,6 +148,14 @@ class Flights:
         with self.lock:
             self.engine.abort(run.sequence, reason)
             self._forget(run)
+
+    def _wait(self, run: Run) -> None:
+        """Drive the engine for everybody, unless another has just made what the run waits for."""
+        with self.lock:
+            if run.sequence not in self.runs:
+                run.ended()
+            elif not run.inbox:
+                self.advance()
 
     # ---- for drivers -----------------------------------------------------------------------------------------------
 

@@ -292,17 +292,15 @@ class LLM:
         ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
         shape = shaped(tools, tool_choice, parallel=parallel_tool_calls, format=format, thinking_budget=thinking_budget)
         request = self._request(ids, self._params(params, sampling), shape, thinking=thinking)
-        return self._events(request, tools or (), on_prefill)
+        return self._events(request, shape, on_prefill)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
         return fold_events(self.stream_chat(messages, **options))
 
-    def _events(
-        self, request: Request, tools: Sequence[Mapping[str, object]], on_prefill: Progress | None
-    ) -> Iterator[Event | Finished]:
+    def _events(self, request: Request, shape: Shape, on_prefill: Progress | None) -> Iterator[Event | Finished]:
         run = self.flights.start(request)
-        reader = ChatReader(self.tokenizer, run, tools=tools)
+        reader = ChatReader(self.tokenizer, run, tools=shape.offered, json=shape.is_json)
         for output in self.flights.outputs(run, on_prefill):
             yield from reader.read(output)
             if reader.stopped:

@@ -79,7 +79,7 @@ class ChatReader:
             events.append(Content(rest))
         reason = FinishReason.STOP if self._found_stop else reason
         ids, flaw = tuple(self.run.sequence.output_ids), self._parser.flaw
-        return [*events, Finished(reason, self.run.stats, ids, tuple(self._logprobs), flaw)]
+        return [*events, Finished(reason, self.run.stats, ids, tuple(self._logprobs), flaw, self._stops.found)]
 
     def _shown(self, events: list[Event]) -> list[Event]:
         """The events without what stop strings hold back; text before a call or a thought begins no stop string."""

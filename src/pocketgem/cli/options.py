@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,13 @@ Prompt = Annotated[
 ]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system turn before the prompt.")]
 Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.")]
+ThinkingBudget = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Tokens of thought at most; then the model answers.")
+]
+Schema = Annotated[
+    Path | None, typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that this schema describes.")
+]
+Regex = Annotated[str | None, typer.Option("--regex", metavar="EXPRESSION", help="The answer matches this, whole.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, even with a chat template.")]
 MaxTokens = Annotated[
     int | None,

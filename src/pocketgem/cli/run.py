@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pocketgem.cli.options as o
 from pocketgem.cli.chat import Conversation
 from pocketgem.cli.common import refuse
+from pocketgem.cli.form import form
 from pocketgem.cli.lines import Lines
 from pocketgem.cli.screen import Screen
 from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, expert_line, speak
@@ -35,6 +36,9 @@ def run_model(
     prompt: o.Prompt = None,
     system: o.System = None,
     think: o.Think = False,
+    thinking_budget: o.ThinkingBudget = None,
+    json_schema: o.Schema = None,
+    regex: o.Regex = None,
     raw: o.Raw = False,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
@@ -81,6 +85,7 @@ def run_model(
         stop=stop,
         logprobs=logprobs,
     )
+    formed = form(json_schema, regex, thinking_budget)
     budget, limit = o.size(expert_memory), o.size(memory)
     text = read_prompt(prompt)
     if text is None and (as_json or not sys.stdout.isatty()):
@@ -88,7 +93,8 @@ def run_model(
     screen = Screen(quiet=quiet, silent=as_json)
     with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
         checkpoint = _opened(model, offline=offline, context=context, ple=ple)
-        manner = Manner(raw=raw or checkpoint.chat_template is None, system=system, thinking=think, sampling=sampling)
+        plain = raw or checkpoint.chat_template is None
+        manner = Manner(raw=plain, system=system, thinking=think, sampling=sampling, form=formed)
         _check_manner(checkpoint, manner)
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
 

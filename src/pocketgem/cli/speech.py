@@ -37,6 +37,7 @@ class Manner:
     system: str | None = None
     thinking: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)  # see ``form.py``
 
 
 @dataclass
@@ -89,10 +90,11 @@ def speak(
 def _stream(llm: LLM, manner: Manner, messages: Sequence[Message], on_prefill: Callable[[int, int], None]) -> Any:
     """A generator of pieces or events."""
     if manner.raw:
-        options = {"max_tokens": ENOUGH} | manner.sampling
+        options: dict[str, Any] = {"max_tokens": ENOUGH, "format": manner.form.get("format")} | manner.sampling
         return llm.stream(str(messages[-1]["content"]), on_prefill=on_prefill, **options)
     first = [] if manner.system is None else [{"role": "system", "content": manner.system}]
-    return llm.stream_chat([*first, *messages], thinking=manner.thinking, on_prefill=on_prefill, **manner.sampling)
+    options = manner.form | manner.sampling
+    return llm.stream_chat([*first, *messages], thinking=manner.thinking, on_prefill=on_prefill, **options)
 
 
 def _take(item: Any, speech: Speech, screen: Screen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,7 +145,7 @@ class Engine:
             return replace(hit, reason=DAMAGED)
         stored = Stored(*found)
         for window in stored.windows:
-            self.prefixes.keep(scope, entry.about.ids[: window.end], stored)
+            self._keep(scope, entry.about.ids[: window.end], stored)
         return self.prefixes.find(scope, ids)
 
     def _save(self, sequence: Sequence, state: State) -> None:
@@ -157,7 +158,7 @@ class Engine:
     def _keep_points(self, sequence: Sequence, state: State) -> None:
         """Keep the past at the positions that the last step has passed: its windows are still there."""
         while state.points and state.points[-1] <= sequence.num_computed and state.cache is not None:
-            self.prefixes.keep(_scope(sequence), state.ids[: state.points.pop()], Past(state.cache))
+            self._keep(_scope(sequence), state.ids[: state.points.pop()], Past(state.cache))
 
     def _leave(self, sequence: Sequence) -> None:
         """Give a sequence's cache up, and keep what it knew where there is room."""
@@ -165,7 +166,12 @@ class Engine:
         cache, state.cache = state.cache, None
         if cache is not None and cache.length:
             ids = _known(sequence, state, cache.length)
-            self.prefixes.keep(_scope(sequence), ids, Past(cache), modest=True)
+            self._keep(_scope(sequence), ids, Past(cache), modest=True)
+
+    def _keep(self, scope: Scope, ids: Ids, past: Past | Stored, *, modest: bool = False) -> None:
+        """Keep a past if there is room: also where the system has less memory than was thought."""
+        with suppress(MemoryError, RuntimeError):
+            self.prefixes.keep(scope, ids, past, modest=modest)
 
     def _usual_bytes(self) -> int:
         dtype = self.model.cache_dtype or self.model.dtype

@@ -96,8 +96,9 @@ class PastFolder:
         owner = owner_of(self.identity, scope)
         with self._lock:
             fitting = [entry for entry in self._entries.values() if entry.about.owner == owner]
-        best = max(fitting, key=lambda entry: entry.reaches(ids), default=None)
-        return (0, None) if best is None else (best.reaches(ids), best)
+        reached = [(entry.reaches(ids), entry) for entry in fitting]
+        position, best = max(reached, key=lambda pair: pair[0], default=(0, None))
+        return position, best if position else None
 
     def load(self, entry: Entry) -> tuple[Rows, tuple[Window, ...]] | None:
         """What a file holds, once it is read whole and checked; None, with a note, when it cannot be believed."""

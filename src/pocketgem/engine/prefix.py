@@ -167,11 +167,10 @@ class PrefixStore(Generic[RowsT, WindowT]):
         told = self._elsewhere(scope, ids, max(common, position)) or self._lost(scope, ids, position)
         if told is not None:
             return told
-        if common > position and common < len(ids) - 1:
-            return f"kept pasts differ from this prompt at token {common}, and the window there is no longer kept"
-        if common > position:
-            return f"the window at token {common} is no longer kept"
-        return f"nothing kept begins like this prompt: it differs at token {common}"
+        nearest = f"; the nearest window kept is at token {position}" if common > position else ""
+        if common < len(ids) - 1:
+            return f"what is kept differs from this prompt at token {common}{nearest}"
+        return f"the window at token {common} is no longer kept{nearest}"
 
     def _elsewhere(self, scope: Scope, ids: Ids, known: int) -> str | None:
         """Whether another adapter's past would have gone on. Never of another salt: that is nobody else's business."""
@@ -217,10 +216,11 @@ class PrefixStore(Generic[RowsT, WindowT]):
         window = past.window(len(ids)) if self._make_room(needed, deepest, modest) else None
         if window is None:
             self._prune(deepest)
-            self._forget_empty(scope)
+            self._forget_empty()
             return False
         last = last if partial is None else self._split(partial, common - _length(last))
         self._hang(last, ids[common:], past, common, window)
+        self._forget_empty()
         return True
 
     def _hang(
@@ -279,8 +279,8 @@ class PrefixStore(Generic[RowsT, WindowT]):
             self._count(node, -1)
             node = node.parent
 
-    def _forget_empty(self, scope: Scope) -> None:
-        if not self.roots[scope].children:
+    def _forget_empty(self) -> None:
+        for scope in [scope for scope, root in self.roots.items() if not root.children]:
             del self.roots[scope]
 
     def _remember(self, node: Node[RowsT, WindowT]) -> None:

@@ -150,7 +150,7 @@ class Request:
     adapter      what the weights are changed by, None for nothing: pasts of one are of no use to another
     cache_salt   requests of one salt share kept pasts, and with no other salt
     checkpoints  positions of the prompt where another is likely to go on differently, such as the ends of turns:
-                 the past up to there is kept if there is memory for it (see ``engine/prefix.py``)
+                 the past up to there is kept if there is memory for it (see ``engine/points.py``)
 
     Raises PromptError for an empty prompt or an id that cannot be one.
     """

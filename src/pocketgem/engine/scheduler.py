@@ -16,7 +16,7 @@ from pocketgem.engine.request import Sequence
 from pocketgem.errors import PromptError
 from pocketgem.memory.step_bytes import PREFILL_CHUNK
 
-CHUNK_BESIDE = 128  # prompt tokens of a step in which others write
+CHUNK_BESIDE = 64  # prompt tokens of a step in which others write
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pocketgem.serve.job import Done, Reading, Update
 from pocketgem.serve.metrics import Metrics
 from pocketgem.serve.models import Loaded
 from pocketgem.service import Outputs
-from pocketgem.text.shape import JsonObject, JsonSchema, Shape
+from pocketgem.text.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Desk:
 
     async def updates(self, run: Run, shape: Shape) -> AsyncGenerator[Update]:
         """An answer of a shape as it comes: how far the prompt was read, events, and Done."""
-        json = isinstance(shape.format, JsonObject | JsonSchema)
-        reader, watch = ChatReader(self.loaded.llm.tokenizer, run, tools=shape.tools, json=json), Watch(run)
+        tokenizer, watch = self.loaded.llm.tokenizer, Watch(run)
+        reader = ChatReader(tokenizer, run, tools=shape.offered, json=shape.is_json)
         async with self._outputs(run) as outputs:
             async for output in outputs:
                 if output.sampled is None:
@@ -103,4 +103,4 @@ class Watch:
 
 
 def _done(end: Finished) -> Done:
-    return Done(end.finish, end.stats, reuse=end.stats.reuse_reason, logprobs=end.logprobs)
+    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs)

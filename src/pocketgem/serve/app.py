@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,8 +14,9 @@ from pocketgem.llm import LLM
 from pocketgem.serve import chats, completions, embeddings, health, tokens
 from pocketgem.serve.call import Call
 from pocketgem.serve.guard import Guard
-from pocketgem.serve.openapi import Described
+from pocketgem.serve.openapi import document
 from pocketgem.serve.pages import Pages
+from pocketgem.serve.replies import json_reply
 from pocketgem.serve.wiring import Get, Handler, Post, Reader, Serving
 
 
@@ -22,7 +25,12 @@ class App:
 
     def __init__(self, serving: Serving, ready: Mapping[str, LLM] | None = None) -> None:
         self.serving, self.ready = serving, dict(ready or {})
-        self.router = Router(routes(serving), redirect_slashes=False, lifespan=self._life)
+        table = [
+            *routes(serving),
+            Route("/openapi.json", Get(serving, "/openapi.json", self._describe), methods=["GET"]),
+        ]
+        self.described = document((route.path, method) for route in table for method in verbs(route))
+        self.router = Router(table, redirect_slashes=False, lifespan=self._life)
         self.guard = Guard(self._route, serving.settings, self._tell)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,6 +39,9 @@ class App:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # so that what no route takes is raised, for the guard to answer
         await self.router(scope, receive, send)
+
+    async def _describe(self, serving: Serving, request: Request) -> Response:
+        return json_reply(self.described)
 
     def _tell(self, call: Call, scope: Scope, error: Exception | None) -> None:
         self.serving.metrics.request(call, scope)
@@ -46,13 +57,17 @@ class App:
             await self.serving.registry.close(0)
 
 
+def verbs(route: Route) -> list[str]:
+    """The methods of a route, without HEAD, which comes with GET."""
+    return sorted((route.methods or set()) - {"HEAD"})
+
+
 def routes(serving: Serving) -> list[Route]:
     """Every route there is."""
-    pages, kept, described = Pages(), chats.Kept(), Described()
+    pages, kept = Pages(), chats.Kept()
     gets: dict[str, Reader] = {
         "/": pages.index,
         "/page/{name:path}": pages.file,
-        "/openapi.json": described.show,
         "/health": health.health,
         "/livez": health.live,
         "/version": health.version,
@@ -73,9 +88,8 @@ def routes(serving: Serving) -> list[Route]:
         "/detokenize": tokens.detokenize,
     }
     deletes: dict[str, Reader] = {"/v1/responses/{id}": kept.forget}
-    described.routes = [
+    return [
         *(Route(path, Get(serving, path, reader), methods=["GET"]) for path, reader in gets.items()),
         *(Route(path, Post(serving, path, handler), methods=["POST"]) for path, handler in posts.items()),
         *(Route(path, Get(serving, path, reader), methods=["DELETE"]) for path, reader in deletes.items()),
     ]
-    return described.routes

@@ -46,6 +46,7 @@ class Wanted:
     n: int
     max_tokens: int
     echo: bool
+    parse_special: bool
     logprobs: int | None
     sampling: dict[str, object]
     stream: bool
@@ -62,6 +63,7 @@ class Wanted:
             n=fields.whole("n", 1, low=1, high=MAX_N),
             max_tokens=fields.whole("max_tokens", DEFAULT_TOKENS, low=0, high=MAX_ID),
             echo=fields.flag("echo", False),
+            parse_special=fields.flag("parse_special", False),
             logprobs=fields.whole("logprobs", low=0, high=MAX_LOGPROBS) if fields.has("logprobs") else None,
             sampling={**sampling(fields, _SAMPLING), **stops(fields, "stop"), **biases(fields), **_least(fields)},
             stream=stream,
@@ -241,7 +243,7 @@ def _choices(llm: LLM, wanted: Wanted) -> list[Choice]:
     choices: list[Choice] = []
     for number, prompt in enumerate(wanted.prompts):
         path = "prompt" if len(wanted.prompts) == 1 else f"prompt[{number}]"
-        ids = ids_of(llm, prompt, path)
+        ids = ids_of(llm, prompt, path, parse_special=wanted.parse_special)
         shown = _shown(llm, prompt, ids) if wanted.echo else ""
         for copy in range(wanted.n):
             request = llm.request(ids, **_sampling(wanted, copy))

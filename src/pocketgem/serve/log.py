@@ -84,7 +84,9 @@ class Bridge(logging.Handler):
         if error is not None:
             self.log.fault(error)
         else:
-            self.log.write("server", message=record.getMessage().strip()[:LONGEST])
+            first = record.getMessage().strip().partition("\n")[0]
+            told = "what was left was cut off" if first.startswith("Traceback") else first
+            self.log.write("server", message=told[:LONGEST])
 
 
 def _private(path: str, flags: int) -> int:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 import pocketgem
 from pocketgem.serve.faults import ANTHROPIC
 from pocketgem.serve.guard import OPEN_PATHS
 from pocketgem.serve.openapi_schemas import BODIES, Schema
 from pocketgem.serve.pages import MEDIA_TYPES
-from pocketgem.serve.replies import json_reply
-from pocketgem.serve.wiring import Serving
 
 JSON, EVENTS = "application/json", "text/event-stream"
 STREAMS = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions")
@@ -109,13 +103,11 @@ COMPONENTS: Schema = {
 }
 
 
-def document(routes: Sequence[Route]) -> dict[str, object]:
-    """The document for these routes. Raises KeyError for one that nothing above describes."""
+def document(routes: Iterable[tuple[str, str]]) -> dict[str, object]:
+    """The document for these (path, method) pairs. Raises KeyError for one that nothing above describes."""
     paths: dict[str, dict[str, object]] = {}
-    for route in routes:
-        for method in sorted((route.methods or set()) - {"HEAD"}):
-            path = re.sub(r":\w+}", "}", route.path)
-            paths.setdefault(path, {})[method.lower()] = _operation(method, route.path)
+    for path, method in routes:
+        paths.setdefault(re.sub(r":\w+}", "}", path), {})[method.lower()] = _operation(method, path)
     info = {"title": "pocketgem", "version": pocketgem.__version__, "description": "Limits are those of the readers."}
     security = [{}, {"bearer": []}, {"header": []}]
     return {"openapi": "3.1.0", "info": info, "paths": paths, "security": security, "components": COMPONENTS}
@@ -157,13 +149,3 @@ def _refusal(code: int, path: str) -> dict[str, object]:
 def _name(method: str, path: str) -> str:
     words = re.findall(r"[a-z0-9]+", re.sub(r":\w+}", "", path))
     return "_".join([method.lower(), *words] if words else [method.lower(), "page"])
-
-
-@dataclass
-class Described:
-    """The route of the document. ``routes`` are those it tells of: the table it stands in."""
-
-    routes: list[Route] = field(default_factory=list)
-
-    async def show(self, serving: Serving, request: Request) -> Response:
-        return json_reply(document(self.routes))

@@ -130,6 +130,7 @@ COMPLETIONS = fields(
         "n": whole(1, MAX_N),
         "best_of": whole(1, MAX_N),
         "echo": FLAG,
+        "parse_special": FLAG,
         "logprobs": whole(0, MAX_LOGPROBS),
         "stop": STOPS,
         "stream": FLAG,

@@ -20,9 +20,12 @@ def prompts_of(fields: Fields, key: str) -> list[Prompt]:
     return [_prompt(item, f"{fields.at(key)}[{index}]") for index, item in enumerate(value)]
 
 
-def ids_of(llm: LLM, prompt: Prompt, path: str) -> tuple[int, ...]:
-    """The prompt as ids that the model can take. Raises FieldError for an empty one, PromptError for a long one."""
-    ids = llm.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+def ids_of(llm: LLM, prompt: Prompt, path: str, *, parse_special: bool = False) -> tuple[int, ...]:
+    """The prompt as ids that the model can take. Raises FieldError for an empty one, PromptError for a long one.
+
+    parse_special: names of control tokens in a text are these tokens, not text.
+    """
+    ids = llm.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
     if not ids or prompt == "":
         raise FieldError(path, "is empty; give some text or at least one token id")
     if max(ids) >= llm.model.config.vocab_size:

@@ -17,6 +17,7 @@ from pocketgem.text.events import Content, FailedCall, Marker, Thought
 
 _LABEL = "thought\n"
 _LABELS = (_LABEL, "thought ", "\n")
+_BLANK = 64  # characters of white space that an opened thought may wait for words
 _LOOP = 3  # so many closing markers that close nothing, or labels and nothing else, are a model gone astray
 
 Part = Content | Thought | FailedCall | Marker
@@ -124,6 +125,15 @@ class Channel:
             yield from self._settled()
         self._said = True
 
+    def interrupted(self) -> Iterator[Part]:
+        """Another marker comes, which changes nothing but parts the text: what was held back comes before it."""
+        if self._held and self.in_thought:
+            held, opened = self._take(), self._state is _State.OPENED
+            yield from self._label(held) if opened and held == "thought" else self._thought(held)
+            self._state = _State.THOUGHT
+        elif self._held:
+            yield from self._settled()
+
     def finish(self) -> Iterator[Part]:
         """The end: what was held back. Sets ``flaw``."""
         if self._idle >= _LOOP:
@@ -167,7 +177,8 @@ class Channel:
     def _opened(self) -> Iterator[Part]:
         held = self._take()
         label = next((label for label in _LABELS if held.startswith(label)), "")
-        if not label and (not held.strip() or any(label.startswith(held) for label in _LABELS)):
+        blank = not held.strip() and len(held) <= _BLANK
+        if not label and (blank or any(label.startswith(held) for label in _LABELS)):
             self._held = [held]
             return
         yield from self._label(label)

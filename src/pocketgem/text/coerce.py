@@ -14,10 +14,16 @@ from dataclasses import dataclass, field
 from pocketgem.text.literals import MAX_DEPTH, attempt, lenient_number, parsed, python_word, scalar
 from pocketgem.text.values import Bare, Reader, Unreadable
 
-MAX_STEPS = 200_000  # values looked at, alternatives of anyOf counted each
+# Values looked at, those of every alternative of anyOf counted each: so many for each value of the arguments, and more.
+STEPS_EACH, STEPS_MORE = 20, 10_000
 MAX_REFERENCES = 16
 _MAX_LEVELS = MAX_DEPTH + 20  # of values, and of alternatives within alternatives
 _ALTERNATIVES = ("anyOf", "oneOf")
+
+
+@dataclass
+class _Budget:
+    steps: int = STEPS_MORE
 
 
 @dataclass
@@ -27,16 +33,17 @@ class Coercion:
     root: Mapping[str, object]
     repairs: set[str] = field(default_factory=set)
     fits: bool = True
-    steps: int = 0
+    budget: _Budget = field(default_factory=_Budget)
 
     def apply(self, value: object) -> object:
         """``value`` in the types of the schema; ``fits`` tells whether all of it could be."""
+        self.budget.steps += STEPS_EACH * _size(value)
         return self._coerced(value, self.root, 0)
 
     def _coerced(self, value: object, schema: object, depth: int) -> object:
-        self.steps += 1
+        self.budget.steps -= 1
         schema = self._resolved(schema)
-        if depth > _MAX_LEVELS or self.steps > MAX_STEPS:
+        if depth > _MAX_LEVELS or self.budget.steps < 0:
             self.fits = False
             return plain(value)
         for name in _ALTERNATIVES:
@@ -48,11 +55,10 @@ class Coercion:
 
     def _first_fitting(self, value: object, choices: Sequence[object], depth: int) -> object:
         for choice in choices:
-            if self.steps > MAX_STEPS:
+            if self.budget.steps < 0:
                 break
-            trial = Coercion(self.root, steps=self.steps)
+            trial = Coercion(self.root, budget=self.budget)
             result = trial._coerced(value, choice, depth + 1)
-            self.steps = trial.steps
             if trial.fits:
                 self.repairs |= trial.repairs
                 return result
@@ -180,6 +186,16 @@ def plain(value: object) -> object:
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _size(value: object) -> int:
+    """How many values there are in a tree."""
+    count, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return count
 
 
 def _readings(text: str, types: frozenset[str]) -> Iterator[object]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,18 @@ class Marker:
 
 
 Event = Content | Thought | ToolCall | FailedCall
+
+
+def joined(parts: Iterable[Event | Marker]) -> list[Event | Marker]:
+    """Without parts that say nothing, and with neighbouring texts of the same kind as one."""
+    result: list[Event | Marker] = []
+    for part in parts:
+        if isinstance(part, (Content, Thought)):
+            if not part.text:
+                continue
+            if result and isinstance(last := result[-1], (Content, Thought)) and type(last) is type(part):
+                part = replace(part, text=last.text + part.text)
+                del result[-1]
+        if not isinstance(part, Marker) or part.text or part.repair:
+            result.append(part)
+    return result

@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,8 +21,9 @@ from pocketgem.errors import PromptError
 from pocketgem.text import masks
 from pocketgem.text.expressions import check_pattern, whole
 from pocketgem.text.masks import Mask
-from pocketgem.text.schema_check import Place, check_schema, inner_schemas
+from pocketgem.text.schema_check import Place, check_schema, combines, inner_schemas
 from pocketgem.text.schema_ends import check_end
+from pocketgem.text.stack import with_deep_stack
 from pocketgem.text.tokenizer import Tokenizer
 
 MAX_BLAMED = 200  # expressions that are tried one by one to find the wrong one
@@ -46,6 +48,7 @@ _ANY = {"x-guidance": _JSON_STYLE}
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 # The formats llguidance knows. Any other is a remark, as JSON Schema says of formats nobody knows.
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+_OPENING = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 _DATA = ("enum", "const", "default", "examples", "example")  # values, in which "format" means nothing
 
 
@@ -101,7 +104,8 @@ class Grammars:
         """JSON that ``schema`` describes. Raises PromptError, saying where, for a schema that is wrong or too large."""
         check_schema(schema, name)
         check_end(schema, name)
-        ours = {**_prepared(schema), "x-guidance": _JSON_STYLE} if isinstance(schema, Mapping) else _ANY
+        closed = not combines(schema, name)
+        ours = {**_prepared(schema, closed), "x-guidance": _JSON_STYLE} if isinstance(schema, Mapping) else _ANY
         return self.lark(f"start: %json {json.dumps(ours)}\n", name, [Place(schema, name)])
 
     def regex(self, pattern: str, name: str = "regex") -> Matcher:
@@ -123,7 +127,7 @@ class Grammars:
             if kept is not None:
                 self._kept[grammar] = kept
         if kept is None:
-            kept = LLMatcher(view, grammar, log_level=0, limits=_LIMITS)
+            kept = with_deep_stack(lambda: LLMatcher(view, grammar, log_level=0, limits=_LIMITS))
             if kept.is_error():
                 raise PromptError(_blamed(schemas) or f"{name} cannot be compiled: {_line(kept.get_error())}")
             with self._lock:
@@ -159,16 +163,29 @@ def _view(tokenizer: Tokenizer) -> LLTokenizer:
     return LLTokenizer(_Vocabulary(tokenizer), n_vocab=tokenizer.vocab_size)  # type: ignore[arg-type]
 
 
-def _prepared(schema: Any) -> Any:
-    """A copy without formats that are only remarks. Its depth was bounded before."""
+def _prepared(schema: Any, closed: bool) -> Any:
+    """A copy without formats that are only remarks. Its depth was bounded before.
+
+    ``closed``: objects that list properties and say nothing of others have no others. That is less than the schema
+    allows, and what people mean: a model that may go on naming properties does.
+    """
     if isinstance(schema, Mapping):
         unknown = isinstance(schema.get("format"), str) and schema["format"] not in _FORMATS
-        return {
-            key: value if key in _DATA else _prepared(value)
+        copy = {
+            key: value if key in _DATA else _prepared(value, closed)
             for key, value in schema.items()
             if not (unknown and key == "format")
         }
-    return [_prepared(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
+        lists = isinstance(schema.get("properties"), Mapping) and "properties" not in schema["properties"]
+        if (
+            closed
+            and lists
+            and not schema.keys() & _OPENING
+            and {*schema.get("required", ())} <= {*schema["properties"]}
+        ):
+            copy["additionalProperties"] = False
+        return copy
+    return [_prepared(item, closed) for item in schema] if isinstance(schema, (list, tuple)) else schema
 
 
 def _blamed(schemas: Sequence[Place]) -> str | None:
@@ -177,7 +194,7 @@ def _blamed(schemas: Sequence[Place]) -> str | None:
     found = ((p.schema["pattern"], p.where) for p in inside if isinstance(p.schema, Mapping) and "pattern" in p.schema)
     for pattern, where in islice(found, MAX_BLAMED):
         grammar = LLMatcher.grammar_from_lark(f"start: WHOLE\nWHOLE: {whole(pattern)}\n")
-        if pattern and (message := LLMatcher.validate_grammar(grammar)):
+        if pattern and (message := with_deep_stack(partial(LLMatcher.validate_grammar, grammar))):
             return f"{where}/pattern cannot be compiled: {_line(message)}"
     return None
 

@@ -20,7 +20,7 @@ class JsonContent:
         self._begun = False
         self._before: list[Content | Marker] = []  # what may belong to the JSON, or to the thought before it
         self._fenced = False
-        self._tail: list[str] = []  # white space and backticks that may be the closing fence
+        self._tail: list[Content | Marker] = []  # white space and backticks that may be the closing fence
         self._whole: list[str] = []
 
     def read(self, parts: Iterable[Event | Marker]) -> Iterator[Event | Marker]:
@@ -28,20 +28,21 @@ class JsonContent:
         for part in parts:
             if isinstance(part, Content):
                 yield from self._inside(part.text) if self._begun else self._outside(part)
-            elif isinstance(part, Marker) and self._before:
-                self._before.append(part)
+            elif isinstance(part, Marker) and (held := self._before or self._tail):
+                held.append(part)
             else:
                 yield from self._released(Thought if isinstance(part, Thought) else Content)
+                yield from self._tail_shown()
                 yield part
 
     def finish(self, *, cut: bool = False) -> Iterator[Event | Marker]:
         """What was held back."""
         yield from self._released(Content)
-        tail = "".join(self._tail)
+        tail = "".join(part.text for part in self._tail if isinstance(part, Content))
         if self._fenced and tail.strip() == "```":
-            yield Marker(tail, "json_fence")
-        elif tail:
-            yield from self._shown(tail)
+            yield from (Marker(part.text, "json_fence") if isinstance(part, Content) else part for part in self._tail)
+        else:
+            yield from self._tail_shown()
         if cut and not attempt(parsed, "".join(self._whole))[0]:
             self.flaw = "truncated_json"
 
@@ -73,12 +74,19 @@ class JsonContent:
         )
         yield from self._inside(part.text[start:])
 
-    def _inside(self, text: str) -> Iterator[Content]:
+    def _inside(self, text: str) -> Iterator[Event | Marker]:
         ready = text.rstrip(" \t\r\n`")
         if ready:
-            yield from self._shown("".join([*self._tail, ready]))
-            self._tail = []
-        self._tail.append(text[len(ready) :])
+            yield from self._tail_shown()
+            yield from self._shown(ready)
+        if len(ready) < len(text):
+            self._tail.append(Content(text[len(ready) :]))
+
+    def _tail_shown(self) -> Iterator[Event | Marker]:
+        """What was taken for a fence is content, now that more comes."""
+        tail, self._tail = self._tail, []
+        for part in tail:
+            yield from self._shown(part.text) if isinstance(part, Content) else (part,)
 
     def _shown(self, text: str) -> Iterator[Content]:
         self._whole.append(text)

@@ -18,43 +18,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
-from pocketgem.text.calls import Body, could_begin, read_calls
+from pocketgem.text.calls import Body, read_calls
 from pocketgem.text.channel import Channel
-from pocketgem.text.events import Content, Event, FailedCall, Marker, Thought, ToolCall
+from pocketgem.text.events import Event, FailedCall, Marker, ToolCall, joined
 from pocketgem.text.json_content import JsonContent
 from pocketgem.text.markers import Mark, Markers
+from pocketgem.text.pending import PendingCall, finished, is_sure
 from pocketgem.text.tokenizer import Tokenizer
 from pocketgem.text.toolbox import Toolbox
 from pocketgem.text.vocab import TURN_ENDS
 
-_BARE_CALL = "call:"
 _WALL = 8  # so many of the same reserved token in a row are a fault, not an answer
 _RESERVED = re.compile(rb"<unused[0-9]+>")
 _HEADER, _ROLE = re.compile(r"[a-z]{0,16}\n"), re.compile(r"[a-z]{0,16}")
 _RESULT_FOLLOWS = ("<|tool_response>", "<start_function_response>")
 
 Anything = Event | Marker
-
-
-class _Call:
-    """A call whose body is being collected. ``opener`` is empty for one that may lack its marker."""
-
-    def __init__(self, opener: str, ids: list[int]) -> None:
-        self.opener, self.ids = opener, ids
-        self.parts: list[str] = []
-        self.quoted = False
-        self.begun = False  # it is sure to be meant as a call
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts)
-
-    def complete(self) -> bool:
-        """Whether it seems to be: a bracket closed last."""
-        last = next((part.rstrip() for part in reversed(self.parts) if part.strip()), "")
-        return last.endswith(("}", ")"))
 
 
 class OutputParser:
@@ -85,7 +65,7 @@ class OutputParser:
         self._decoder = tokenizer.stream()
         self._channel = Channel(thought_open=thought_open, after_result=after_result)
         self._json = JsonContent() if json else None
-        self._call: _Call | None = None
+        self._call: PendingCall | None = None
         self._header: str | None = None  # a turn's header that the model repeats
         self._wall: list[str] = []  # the same reserved token, again and again
         self._after: str | None = None  # what text after the end is
@@ -106,12 +86,12 @@ class OutputParser:
     def read(self, ids: Iterable[int]) -> list[Anything]:
         """As ``push``, with the markers: all of it together is what the model said, in order."""
         parts = [part for id in ids for part in self._step(id)]
-        return _joined(self._json.read(parts) if self._json else parts)
+        return joined(self._json.read(parts) if self._json else parts)
 
     def read_end(self, *, cut: bool = False) -> list[Anything]:
         """As ``finish``, with the markers."""
         parts = [Marker(self._decoder.finish())] if self.ended else [*self._end(cut)]
-        return _joined([*self._json.read(parts), *self._json.finish(cut=cut)] if self._json else parts)
+        return joined([*self._json.read(parts), *self._json.finish(cut=cut)] if self._json else parts)
 
     # ---- text and channels -----------------------------------------------------------------------------------------
 
@@ -135,14 +115,15 @@ class OutputParser:
         name = self._name(id)
         if mark is Mark.CALL:
             yield from self._channel.call()
-            self._call = _Call(name, [])
+            self._call = PendingCall(name)
         elif mark is Mark.THOUGHT:
             yield from self._channel.open(name)
         elif mark is Mark.THOUGHT_END:
             yield from self._channel.close(name)
             if self._channel.after_thought and not self._tools.anything:
-                self._call = _Call("", [])
+                self._call = PendingCall("")
         elif mark is not Mark.TURN:
+            yield from self._channel.interrupted()
             yield Marker(name, "stray_call_close" if mark is Mark.CALL_END else None)
         elif self._channel.at_start:
             yield Marker(name, "turn_header")
@@ -197,8 +178,10 @@ class OutputParser:
 
     def _end(self, cut: bool) -> Iterator[Anything]:
         """The end of the turn, or of the ids."""
-        if (call := self._call) is not None and call.quoted and not cut and Mark.CALL_END.value in call.text:
+        if (call := self._call) is not None and not cut and self._swallowed_its_end(call):
             yield from self._replayed(call)
+            if self.ended:
+                return
         if self._call is not None:
             yield from self._read_call(self._call, self._body(self._call, cut=cut))
         yield from self._flushed()
@@ -210,7 +193,7 @@ class OutputParser:
 
     # ---- calls -----------------------------------------------------------------------------------------------------
 
-    def _in_call(self, call: _Call, id: int, mark: Mark | None) -> Iterator[Anything]:
+    def _in_call(self, call: PendingCall, id: int, mark: Mark | None) -> Iterator[Anything]:
         if mark is Mark.DELIMITER:
             call.quoted = not call.quoted
         elif mark is not None and not (call.quoted and self._shields) and self._ends_call(call, mark):
@@ -224,7 +207,7 @@ class OutputParser:
         if not call.begun:
             yield from self._begin(call)
 
-    def _ends_call(self, call: _Call, mark: Mark) -> bool:
+    def _ends_call(self, call: PendingCall, mark: Mark) -> bool:
         """Whether a marker outside a text ends the call: another call, a turn; a channel, once a bracket closed."""
         if mark in (Mark.CALL_END, Mark.CALL, Mark.TURN) or not call.opener:
             return True
@@ -235,38 +218,30 @@ class OutputParser:
             return self._decoder.push([id])
         return self._decoder.finish() + (self._name(id) if mark is Mark.SILENT else mark.value)
 
-    def _body(self, call: _Call, *, closed: bool = False, cut: bool = False) -> Body:
+    def _body(self, call: PendingCall, *, closed: bool = False, cut: bool = False) -> Body:
         call.parts.append(self._decoder.finish())
         return Body(call.text, closed, cut, self._markers.spelled)
 
-    def _begin(self, call: _Call) -> Iterator[Anything]:
+    def _begin(self, call: PendingCall) -> Iterator[Anything]:
         """Decides whether what was collected is meant as a call; if not, it is text."""
-        text = call.text
-        could = could_begin(text) if call.opener else self._could_be_bare(text)
+        could = call.could_begin(self._tools)
         call.begun = could is True
         if could is False:
             self._call = None
             if call.opener:
                 yield Marker("", "opener_without_call")
-            yield from self._channel.text(call.opener + self._markers.spelled(text))
+            yield from self._channel.text(call.opener + self._markers.spelled(call.text))
 
-    def _could_be_bare(self, text: str) -> bool | None:
-        """As ``could_begin``, for text without an opening marker: it must name a tool of the request."""
-        if not text.startswith(_BARE_CALL):
-            return None if _BARE_CALL.startswith(text) else False
-        name, bracket, _ = text.removeprefix(_BARE_CALL).partition("{")
-        if bracket:
-            return self._tools.resolve(name) == name
-        return None if self._tools.may_begin(name) else False
-
-    def _read_call(self, call: _Call, body: Body, closer: str = "", mark: Mark | None = None) -> Iterator[Anything]:
+    def _read_call(
+        self, call: PendingCall, body: Body, closer: str = "", mark: Mark | None = None
+    ) -> Iterator[Anything]:
         """The body is complete: what it says. ``closer`` is the call's own end, ``mark`` what ended it."""
         self._call = None
         slices = [*read_calls(body, self._tools)]
         extra = {"call_in_thought"} if self._channel.in_thought else set()
         if not call.opener:
             extra.add("missing_call_open")
-            if mark not in (None, Mark.CALL_END) or not _is_sure(body, [part.what for part in slices]):
+            if mark not in (None, Mark.CALL_END) or not is_sure(body, [part.what for part in slices]):
                 yield from self._channel.text(self._markers.spelled(body.text))
                 yield from [Marker(closer, "stray_call_close")] if closer else ()
                 return
@@ -274,26 +249,20 @@ class OutputParser:
         for part in slices:
             raw = self._markers.spelled(body.text[part.start : part.end])
             raw = (call.opener if part is slices[0] else "") + raw + (closer if part is slices[-1] else "")
-            yield _finished(part.what, raw, extra)
+            yield finished(part.what, raw, extra)
 
-    def _replayed(self, call: _Call) -> Iterator[Anything]:
+    def _swallowed_its_end(self, call: PendingCall) -> bool:
+        """Whether a text that never ended hides the call's own end: what stands before that must be a call."""
+        head, end, _ = call.text.partition(Mark.CALL_END.value) if call.quoted and call.opener else ("", "", "")
+        body = Body(head, spell=self._markers.spelled)
+        return bool(end) and all(isinstance(part.what, ToolCall) for part in read_calls(body, self._tools))
+
+    def _replayed(self, call: PendingCall) -> Iterator[Anything]:
         """A text in it never ended, and so swallowed the end of the call: again, with nothing hidden by a text."""
         self._decoder.finish()
-        self._call, self._shields = _Call(call.opener, []), False
+        self._call, self._shields = PendingCall(call.opener), False
         for id in call.ids:
             yield from self._step(id)
-
-
-def _is_sure(body: Body, found: Sequence[ToolCall | FailedCall]) -> bool:
-    """Whether a call without an opening marker is one: it needs no repairs, and has a delimiter, which no text has."""
-    repairs = [call.repairs if isinstance(call, ToolCall) and not call.flaw else ("failed",) for call in found]
-    return Mark.DELIMITER.value in body.text and all({*names} <= {"missing_call_close"} for names in repairs)
-
-
-def _finished(what: ToolCall | FailedCall, raw: str, repairs: set[str]) -> ToolCall | FailedCall:
-    if isinstance(what, FailedCall):
-        return replace(what, raw=raw)
-    return replace(what, raw=raw, repairs=tuple(sorted({*what.repairs, *repairs})))
 
 
 def parser_after(
@@ -328,18 +297,3 @@ def _last_of(tokenizer: Tokenizer, prompt: Sequence[int], names: Sequence[str]) 
     special = tokenizer.special_tokens
     markers = {special[name]: name for name in names if name in special}
     return next((markers[id] for id in reversed(prompt) if id in markers), None)
-
-
-def _joined(parts: Iterable[Anything]) -> list[Anything]:
-    """Without parts that say nothing, and with neighbouring texts of the same kind as one."""
-    joined: list[Anything] = []
-    for part in parts:
-        if isinstance(part, (Content, Thought)):
-            if not part.text:
-                continue
-            if joined and isinstance(last := joined[-1], (Content, Thought)) and type(last) is type(part):
-                part = replace(part, text=last.text + part.text)
-                del joined[-1]
-        if not isinstance(part, Marker) or part.text or part.repair:
-            joined.append(part)
-    return joined

@@ -18,11 +18,14 @@ MAX_BYTES = 1 << 18  # of the schema as JSON; the largest in public collections 
 MAX_DEPTH = 64  # objects and lists inside each other, of the schema itself
 MAX_NODES = 10_000  # values
 MAX_CHOICES = 4096  # values of one enum; compiling takes time in proportion
+MAX_COMBINED = 8  # expressions of a schema that lays some over others: their product is what is compiled
 MAX_COUNT = 100_000  # for lengths and numbers of items: a grammar counts them one by one
 
 TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_COMBINING = {"allOf", "$ref", "anyOf", "oneOf"}
+_COMBINED = {"pattern", "properties", "patternProperties", "items", "prefixItems", "additionalProperties"}
 _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -39,8 +42,26 @@ class Place:
 def check_schema(schema: object, name: str) -> None:
     """Raise PromptError unless ``schema`` is within the limits and its keywords have the types they must have."""
     check_size(schema, name)
-    for _ in inner_schemas(schema, name):
-        pass
+    patterns, combined = 0, False
+    for place in inner_schemas(schema, name):
+        if isinstance(place.schema, Mapping):
+            patterns += "pattern" in place.schema or "patternProperties" in place.schema
+            combined = combined or _combines(place.schema)
+    if combined and patterns > MAX_COMBINED:
+        raise PromptError(f"{name} combines {patterns} expressions by allOf or $ref; at most {MAX_COMBINED} can be")
+
+
+def combines(schema: object, name: str) -> bool:
+    """Whether any value has to satisfy several schemas at once."""
+    return any(isinstance(place.schema, Mapping) and _combines(place.schema) for place in inner_schemas(schema, name))
+
+
+def _combines(schema: Mapping[str, object]) -> bool:
+    """Whether a value must satisfy several schemas at once here."""
+    several = schema.get("allOf", ())
+    if isinstance(several, (list, tuple)) and len(several) > 1:
+        return True
+    return bool(_COMBINING & schema.keys() and _COMBINED & schema.keys())
 
 
 def inner_schemas(schema: object, name: str) -> Iterator[Place]:

@@ -55,6 +55,16 @@ class Shape:
     format: Format | None = None
     thinking_budget: int | None = None
 
+    @property
+    def offered(self) -> tuple[Mapping[str, object], ...]:
+        """The tools that may be called."""
+        return () if self.choice is ToolChoice.NONE else self.tools
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the content is to be JSON."""
+        return isinstance(self.format, JsonObject | JsonSchema)
+
 
 def shaped(
     tools: Sequence[Mapping[str, object]] | None,

@@ -25,23 +25,26 @@ class StopStrings:
             raise PromptError(f"stop takes at most {MAX_STOPS} texts of at most {MAX_LENGTH} characters")
         self._stops = tuple(stops)
         self._held = ""  # the end of the text so far, as far as it may begin a stop
-        self._stopped = False
+        self.found: str | None = None  # the stop that ended the text
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop was found; after that nothing is shown any more."""
-        if self._stopped:
+        if self.found is not None:
             return "", True
         self._held += text
         found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
-        self._stopped = bool(found)
-        ready = self._held[: min(found)[1]] if found else self._held[: len(self._held) - self._possible()]
+        if found:
+            end, start = min(found)
+            self.found, ready = self._held[start:end], self._held[:start]
+        else:
+            ready = self._held[: len(self._held) - self._possible()]
         self._held = self._held[len(ready) :]
-        return ready, self._stopped
+        return ready, self.found is not None
 
     def finish(self) -> str:
         """What was held back, if the text ends without a stop."""
         held, self._held = self._held, ""
-        return "" if self._stopped else held
+        return "" if self.found is not None else held
 
     def _possible(self) -> int:
         """The length of the longest end of the held text that begins a stop."""

@@ -17,7 +17,7 @@ class Toolbox:
         self.anything = tools is None
         self._schemas: dict[str, Mapping[str, object]] = {}
         for tool in tools or ():
-            function = tool.get("function", tool)
+            function = tool.get("function", tool) if isinstance(tool, Mapping) else None
             if isinstance(function, Mapping) and isinstance(name := function.get("name"), str):
                 schema = function.get("parameters")
                 self._schemas[name] = schema if isinstance(schema, Mapping) else {}

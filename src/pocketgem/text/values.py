@@ -13,30 +13,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from pocketgem.text.bare import KEY, QUOTE, Place, is_stand_in, scalar_end, text_end
 from pocketgem.text.literals import MAX_DEPTH, NotJson, unescaped
-from pocketgem.text.markers import STAND_INS, Mark
+from pocketgem.text.markers import STAND_INS
 
-_QUOTE = Mark.DELIMITER.value
 _SPACE = re.compile(r"\s*")
-_KEY = re.compile(rf"[^:={{}}\[\](),\"'{STAND_INS}]{{1,256}}")
+_KEY = re.compile(KEY)
 _IDENTIFIER = re.compile(r"\w+")
 _JSON = re.compile(rf'"(?:[^"\\{STAND_INS}]++|\\.)*+"', re.DOTALL)
 _QUOTED = {
-    quote: re.compile(rf"{quote}([^{STAND_INS}]*?){quote}(?=\s*(?:[,}}\])]|{_QUOTE}\s*[,}}\])]|\Z))") for quote in "'`"
+    quote: re.compile(rf"{quote}([^{STAND_INS}]*?){quote}(?=\s*(?:[,}}\])]|{QUOTE}\s*[,}}\])]|\Z))") for quote in "'`"
 }
-_SCALAR = re.compile(
-    r"(?:[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|true|false|null|True|False|None|none|nil|NaN|-?Infinity)"
-    r"(?=\s*(?:[}\])]|\Z|,))",
-    re.ASCII,
-)
-_STAND_IN = re.compile(f"[{STAND_INS}]")
-_STOP = re.compile(rf"[,{{}}\[\](){STAND_INS}]")
-# After a comma: a key with its separator and what follows it, or the end of the list.
-_NEXT_KEY = re.compile(
-    rf"\s{{0,64}}(?:([\w@$.\-]{{1,64}})|[\"'][^\"'\n]{{1,64}}[\"'])\s{{0,64}}[:=]\s{{0,64}}({_QUOTE}?)"
-)
-_NEXT_MEMBER = re.compile(rf"\s{{0,64}}(?:{_QUOTE}|[^:={{}}\[\](),\"'{STAND_INS}]{{1,256}}[:=])")
-_NEXT_END = re.compile(r"\s{0,64}(?:[}\])]|\Z)")
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
 
 
@@ -64,6 +51,7 @@ class _Frame:
     key: str = ""
     filled: bool = False  # a value stands there, and a comma or the end must follow
     comma: bool = False  # a comma stands there
+    doubled: bool = False  # the arguments are an object inside these brackets
 
 
 @dataclass
@@ -123,7 +111,9 @@ class Reader:
 
     def _put(self, value: object, *, loose: bool = False, guessed: bool = False) -> None:
         frame = self.stack[-1]
-        if isinstance(frame.items, dict):
+        if frame.doubled and isinstance(value, dict):
+            frame.items, frame.doubled = value, False
+        elif isinstance(frame.items, dict):
             if frame.key in frame.items:
                 self.repairs.add("duplicate_key")
             frame.items[frame.key] = value
@@ -146,7 +136,7 @@ class Reader:
         elif char == ",":
             frame.filled, frame.comma = False, True
             self.at += 1
-        elif char == _QUOTE and self._loose:
+        elif char == QUOTE and self._loose:
             self.repairs.add("dangling_delimiter")
             self._loose = False
             self.at += 1
@@ -168,7 +158,8 @@ class Reader:
         char = self.text[self.at]
         if char == "{" and len(self.stack) == 1 and not frame.items and not frame.comma:
             self.repairs.add("double_brace")
-            self._doubled(frame)
+            frame.doubled = True
+            self._push()
             return
         frame.key = self._key(char)
         self._skip()
@@ -181,16 +172,8 @@ class Reader:
         self._skip()
         self._value(frame)
 
-    def _doubled(self, frame: _Frame) -> None:
-        """The arguments as an object inside the brackets of the call: its members are the call's."""
-        inner = Reader(self.text, self.known, closed=False, spell=self.spell, repairs=self.repairs)
-        items = inner.read(self.at)
-        if isinstance(items, dict):
-            frame.items = items
-        frame.filled, self.at = True, inner.at
-
     def _key(self, char: str) -> str:
-        if char == _QUOTE:
+        if char == QUOTE:
             return self._delimited()
         if char == '"':
             self.repairs.add("json_quoted_key")
@@ -212,7 +195,7 @@ class Reader:
 
     def _value(self, frame: _Frame) -> None:
         char = self.text[self.at : self.at + 1]
-        if char == _QUOTE:
+        if char == QUOTE:
             self._delimited_value()
         elif char == '"':
             self.repairs.add("json_quoted_value")
@@ -234,13 +217,13 @@ class Reader:
         return text
 
     def _delimited(self) -> str:
-        end = self.text.find(_QUOTE, self.at + 1)
+        end = self.text.find(QUOTE, self.at + 1)
         if end < 0:
             self._fail("a text has no closing delimiter")
         return self.spell(self._take(end))
 
     def _delimited_value(self) -> None:
-        if self.text.find(_QUOTE, self.at + 1) > 0:
+        if self.text.find(QUOTE, self.at + 1) > 0:
             self._put(self._delimited())
         elif self.closed:
             self._put(self._undelimited())
@@ -256,7 +239,7 @@ class Reader:
             if not (text := text.rstrip()).endswith(frame.closer):
                 raise Unreadable("a text has no closing delimiter")
             text = text[:-1]
-        if _STAND_IN.search(text):
+        if any(map(is_stand_in, text)):
             raise Unreadable("a text has no closing delimiter")
         self.repairs.add("missing_close_delimiter")
         self.at = len(self.text)
@@ -283,52 +266,29 @@ class Reader:
             self._put(found[1], loose=True)
 
     def _bare(self, frame: _Frame) -> None:
-        found = _SCALAR.match(self.text, self.at)
-        if found and (
-            self.text[found.end() : found.end() + 1] != "," or self._parts(frame, found.end() + 1, sure=True)
-        ):
-            self.at = found.end()
-            self._put(Bare(found[0]))
+        deep = len(self.stack) > 1
+        place = Place(isinstance(frame.items, list), frame.closer == ")", () if deep else self.known)
+        start, end = self.at, scalar_end(self.text, self.at, place)
+        if end is not None:
+            self.at = end
+            self._put(Bare(self.text[start:end]))
             return
-        start, end = self.at, self._bare_end(frame)
-        text = self.text[start:end].rstrip()
-        if self.text[end] == _QUOTE:
+        end = text_end(self.text, start, place)
+        if end is None:
+            self._fail("a text without quotes does not end")
+        self._bare_text(start, end)
+
+    def _bare_text(self, start: int, end: int) -> None:
+        text, stop = self.text[start:end], self.text[end]
+        if stop == QUOTE:
             self.repairs.add("missing_open_delimiter")
             self.at = end + 1
-            self._put(self.text[start:end])
-        elif text:
-            self.at = end
-            self._put(Bare(text), guessed=True)
-        else:
+            self._put(text)
+        elif is_stand_in(stop) or not text.strip():
             raise Unreadable(f"where a value should be stands {self._near()}")
-
-    def _bare_end(self, frame: _Frame) -> int:
-        """Where a text without quotes ends: at a bracket it did not open, a comma before a key, or a delimiter."""
-        depth, openers = 0, "{[(" if frame.closer == ")" else "{["
-        closers = "}])" if frame.closer == ")" else "}]"
-        for stop in _STOP.finditer(self.text, self.at):
-            char = stop[0]
-            if char == _QUOTE or (char in closers and depth == 0):
-                return stop.start()
-            if char == "," and depth == 0 and self._parts(frame, stop.end()):
-                return stop.start()
-            if _STAND_IN.match(char):
-                raise Unreadable("a control token stands inside a value")
-            depth += (char in openers) - (char in closers)
-        self._fail("a text without quotes does not end")
-
-    def _parts(self, frame: _Frame, at: int, *, sure: bool = False) -> bool:
-        """Whether the comma before ``at`` ends a value. ``sure``: a number or word stands before it."""
-        if isinstance(frame.items, list) or _NEXT_END.match(self.text, at):
-            return True
-        if sure:
-            return bool(_NEXT_MEMBER.match(self.text, at))
-        found = _NEXT_KEY.match(self.text, at)
-        return found is not None and self._begins(found)
-
-    def _begins(self, key: re.Match[str]) -> bool:
-        """Whether what looks like a key is one, and not part of the text before it."""
-        return not self.known or len(self.stack) > 1 or key[1] in self.known or bool(key[2])
+        else:
+            self.at = end
+            self._put(Bare(text.rstrip()), guessed=True)
 
     def _near(self) -> str:
         return repr(self.text[self.at : self.at + 20])
