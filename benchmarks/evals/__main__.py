@@ -1,8 +1,8 @@
 """lm-evaluation-harness over ``pocketgem serve``, and beside it its backend ``hf`` on the same weights.
 
-python -m benchmarks.evals MODEL --hf FOLDER [--dtype float32] [--python PATH] [--tasks A,B] [--out FOLDER]
+python -m benchmarks.evals MODEL --hf FOLDER [--dtype float32] [--remote] [--python PATH] [--tasks A,B]
 
-``--python``: the interpreter that has lm-eval, and for --hf torch and transformers. A last line of JSON compares both.
+``--python``: the interpreter that has lm-eval, torch and transformers. A last line of JSON compares the two.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ HERE = Path(__file__).parent
 TASKS = "pocketgem_facts,pocketgem_series"
 
 
-def over_server(python: str, server: Served, name: str, tasks: str, out: Path) -> None:
-    """All through the API: the tokenizer too."""
-    arguments = f"model={name},base_url={server.url}/v1/completions,tokenizer_backend=remote,add_bos_token=True"
-    run(python, "local-completions", f"{arguments},num_concurrent=4,max_length=2048", tasks, out)
+def over_server(args: argparse.Namespace, server: Served, out: Path) -> None:
+    """Through the API. The harness's remote tokenizer never adds a begin token, whatever add_bos_token says."""
+    tokenizer = "tokenizer_backend=remote" if args.remote else f"tokenizer_backend=huggingface,tokenizer={args.hf}"
+    arguments = f"model=m,base_url={server.url}/v1/completions,{tokenizer},add_bos_token={not args.remote}"
+    run(args.python, "local-completions", f"{arguments},num_concurrent=4,max_length=2048", args.tasks, out)
 
 
-def over_transformers(python: str, folder: Path, dtype: str, tasks: str, out: Path) -> None:
-    arguments = f"pretrained={folder},dtype={dtype},add_bos_token=True,max_length=2048"
-    run(python, "hf", arguments, tasks, out, "--device", "cpu", "--batch_size", "8")
+def over_transformers(args: argparse.Namespace, out: Path) -> None:
+    arguments = f"pretrained={args.hf},dtype=float32,add_bos_token={not args.remote},max_length=2048"
+    run(args.python, "hf", arguments, args.tasks, out, "--device", "cpu", "--batch_size", "8")
 
 
 def run(python: str, model: str, arguments: str, tasks: str, out: Path, *more: str) -> None:
@@ -78,21 +79,25 @@ def compare(ours: Path, theirs: Path, task: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evals")
     parser.add_argument("model")
-    parser.add_argument("--hf", type=Path, help="the same weights as a folder for transformers")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--hf", type=Path, help="the same weights as a folder for transformers, float32")
+    parser.add_argument("--dtype", default="auto", help="as for pocketgem serve")
+    parser.add_argument("--remote", action="store_true", help="the tokenizer over the API; no begin token")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has lm-eval")
     parser.add_argument("--tasks", default=TASKS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="keep its files; a run of hf found there is used")
     args = parser.parse_args()
+    if not args.hf and not args.remote:
+        parser.error("give --hf FOLDER, for its tokenizer and to compare with, or --remote")
     out = args.out or Path(tempfile.mkdtemp(prefix="evals-"))
+    ours, theirs = out / f"served-{args.dtype}", out / "hf"
     with served(f"m={args.model}", "--dtype", args.dtype, "--context", "2048") as server:
-        over_server(args.python, server, "m", args.tasks, out / "served")
-    result: dict[str, object] = {"dtype": args.dtype, "served": scores(out / "served")}
+        over_server(args, server, ours)
+    result: dict[str, object] = {"dtype": args.dtype, "served": scores(ours)}
     if args.hf:
-        if not (out / "hf").exists():
-            over_transformers(args.python, args.hf, "float32", args.tasks, out / "hf")
-        result["hf"] = scores(out / "hf")
-        result["compared"] = {task: compare(out / "served", out / "hf", task) for task in args.tasks.split(",")}
+        if not theirs.exists():
+            over_transformers(args, theirs)
+        result["hf"] = scores(theirs)
+        result["compared"] = {task: compare(ours, theirs, task) for task in args.tasks.split(",")}
     print(json.dumps(result))
 
 
