@@ -43,7 +43,7 @@ SCRIPT = Script(
     {
         "weather": [
             "<|channel>thought\nI need a tool.\n<channel|><|tool_call>call:weather{days:2}<tool_call|>",
-            "Sun.",
+            "It is sunny.<channel|>Sun.",  # the prompt leaves the thought open behind a result
         ],
         "think": ["<|channel>thought\nFirst this, then that.\n<channel|>Done thinking."],
         "markdown": [MARKDOWN],
@@ -168,7 +168,7 @@ def test_a_tool_call_is_shown_and_goes_on_with_a_result(page: Any) -> None:
     call.locator("textarea").fill("sunny")
     shot(page, "page-tool")
     call.get_by_role("button", name="Go on with the results").click()
-    expect(answers(page).last.locator(".body")).to_have_text("Sun.")
+    expect(answers(page).last.locator(".body p")).to_have_text("Sun.")
     expect(page.locator(".turn.tool .body")).to_have_text("sunny")
 
 

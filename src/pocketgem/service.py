@@ -51,9 +51,6 @@ class ServedRun(Run):
         self._loop, self._max_unread = loop, max_unread
         self._news, self._told = asyncio.Event(), False
         self._taken = self._given = 0  # outputs and alternatives: a count of each thread's own, so that none is lost
-        self._last: Output | None = None  # the one with which the sequence ended
-        self._read: Output | None = None
-        self.over = False  # nothing more will come
 
     def take(self, output: Output) -> None:
         if self._taken - self._given >= self._max_unread and self.sequence.error is None:
@@ -62,23 +59,15 @@ class ServedRun(Run):
             )
         if self.sequence.error is None:
             self._taken += _weight(output)
-            if self.sequence.finish is not None:
-                self._last = output  # before anybody can read it
             super().take(output)
             self._tell()
-
-    @property
-    def finish(self) -> FinishReason | None:
-        """As for every run; but the engine has ended a sequence a moment before its last output is here."""
-        read = self._last is not None and self._read is self._last
-        return self.sequence.finish if read or (self.over and not self.inbox) else None
 
     @property
     def stalled(self) -> bool:
         return isinstance(self.sequence.error, StalledError)
 
     def ended(self) -> None:
-        self.over = True
+        super().ended()
         self._tell()
 
     async def next(self) -> Output | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,13 @@ Alias = Annotated[
     typer.Option("--alias", metavar="NAME=MODEL", help="Another name for a served model. Repeatable."),
 ]
 Sequences = Annotated[int, typer.Option("--sequences", min=1, max=256, help="Requests that --memory has room for.")]
+Kept = Annotated[
+    str | None, typer.Option("--kept", metavar="SIZE", help="Memory of each model for past conversations; 0 for none.")
+]
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache-dir", metavar="DIR", help="Keep pasts here from one start to the next.")
+]
+CacheSize = Annotated[str, typer.Option("--cache-size", metavar="SIZE", help="Most bytes of each model there.")]
 IdleMinutes = Annotated[
     float | None, typer.Option("--unload-after", metavar="MINUTES", min=0.01, help="Unload a model that nobody used.")
 ]
@@ -86,6 +94,9 @@ def serve_models(
     expert_memory: o.ExpertMemory = None,
     memory: o.Memory = None,
     sequences: Sequences = 4,
+    kept: Kept = None,
+    cache_dir: CacheDir = None,
+    cache_size: CacheSize = "4GiB",
     think: o.Think = False,
     unload_after: IdleMinutes = None,
     lazy: Lazy = False,
@@ -117,6 +128,8 @@ def serve_models(
     )
     settings.check(open_to_all=open_to_network)
     limit, budget = o.size(memory), o.size(expert_memory)
+    pasts = 0 if kept == "0" else o.size(kept)
+    room = o.size(cache_size)
     names = named(models)
     aliases = aliases_of(alias or [], names)
     screen = Screen(quiet=quiet, silent=False)
@@ -125,14 +138,14 @@ def serve_models(
     sock = bind(host, port)
     options = {
         "dtype": dtype, "context": context, "threads": threads, "ple": ple, "device": device,
-        "keep_packed": keep_packed, "expert_memory": budget, "memory": limit, "sequences": sequences,
-        "offline": offline,
+        "keep_packed": keep_packed, "expert_memory": budget, "memory": limit, "sequences": sequences, "kept": pasts,
+        "cache_size": room, "offline": offline,
     }  # fmt: skip
-    load = Load(options, screen)
+    load = Load(options, cache_dir, screen)
     with sock:
         weights = {name: load.weight(model) for name, model in names.items()}
         first = next(iter(names))
-        ready = {} if lazy else {first: load(names[first], bar=True)}
+        ready = {} if lazy else {first: load(first, names[first], bar=True)}
         for name in names:
             screen.note(f"{name}: {'ready' if name in ready else 'is loaded when it is asked for'}")
         screen.note(f"serving at {address_of(sock)}; for OpenAI's clients {address_of(sock)}/v1; Ctrl-C ends")
@@ -146,6 +159,7 @@ class Load:
     """How every model is loaded. Options are those of ``LLM.load``, as the command line has them."""
 
     options: dict[str, Any]
+    cache_dir: Path | None  # each model's pasts in a folder of its own in there
     screen: Screen
 
     def opened(self, model: str) -> Checkpoint:
@@ -176,12 +190,15 @@ class Load:
     def source(self, name: str, model: str, weight: int) -> Source:
         from pocketgem.serve.models import Source
 
-        return Source(name, lambda: self(model, bar=False), weight)
+        return Source(name, lambda: self(name, model, bar=False), weight)
 
-    def __call__(self, model: str, *, bar: bool) -> LLM:
+    def __call__(self, name: str, model: str, *, bar: bool) -> LLM:
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
 
         options = {**self.options, "dtype": o.torch_dtype(self.options["dtype"])}
+        if self.cache_dir is not None:
+            self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)
         if not bar:
             return LLM.load(model, **options)
         with self.screen.waiting(f"loading {Path(model).name or model}", "bytes") as progress:

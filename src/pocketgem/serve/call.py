@@ -12,6 +12,10 @@ from starlette.types import Receive, Scope
 from pocketgem.serve.body import read_json
 
 
+class Unread(Exception):
+    """A client did not read what was sent to it."""
+
+
 @dataclass
 class Call:
     """caller: the key's name, or the address. note: what handlers add to the access log; never a word of a prompt."""

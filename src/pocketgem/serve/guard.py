@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pocketgem.serve.call import Call
+from pocketgem.serve.call import Call, Unread
 from pocketgem.serve.doors import Doors
 from pocketgem.serve.faults import Fault, body_of, fault_of
 from pocketgem.serve.keys import given_keys
@@ -24,6 +25,7 @@ OPEN_PATHS = frozenset({"/health", "/livez"})  # what answers without a key: tha
 MAX_TARGET = 8 << 10  # bytes of path and query
 MAX_HEADERS = 100
 MAX_HEAD = 32 << 10  # bytes of all headers
+PIECE = 32 << 10  # bytes of an answer that are handed on at a time
 DRAIN_SECONDS = 2.0  # a refused upload is read on for so long, so that its sender gets to see the answer
 METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 WITH_BODY = frozenset({"POST"})
@@ -60,12 +62,16 @@ class Guard:
         head = Head(scope)
         call = Call(caller=head.address)
         scope.setdefault("state", {})["call"] = call
-        answer = Answer(send, call, self._cors(head), unread=head.method in WITH_BODY)
+        answer = Answer(send, call, self._cors(head), self.settings.stall_seconds, unread=head.method in WITH_BODY)
         failed: Exception | None = None
         try:
             await self._pass(scope, receive, head, call, answer)
         except Gone:
             call.status = CLIENT_GONE
+        except Unread:
+            call.note["ended"] = "client did not read"
+            _cut(scope)
+            await asyncio.sleep(0)  # until the connection knows
         except Exception as error:
             failed = error
             await answer.fault(fault_of(error), scope, receive)
@@ -212,8 +218,8 @@ class Head:
 class Answer:
     """What is sent back, with the headers that every answer has."""
 
-    def __init__(self, send: Send, call: Call, cors: list[tuple[bytes, bytes]], *, unread: bool) -> None:
-        self.send, self.call, self.cors, self.unread = send, call, cors, unread
+    def __init__(self, send: Send, call: Call, cors: list[tuple[bytes, bytes]], stall: float, *, unread: bool) -> None:
+        self.send, self.call, self.cors, self.stall, self.unread = send, call, cors, stall, unread
         self.started = False
 
     async def __call__(self, message: Message) -> None:
@@ -223,7 +229,19 @@ class Answer:
             ours = [*HEADERS, (b"x-request-id", self.call.id.encode()), *self.cors]
             headers = [*message.get("headers", ()), *(pair for pair in ours if pair[0] not in given)]
             message = {**message, "headers": headers}
-        await self.send(message)
+        rest = message.get("body", b"")
+        while len(rest) > PIECE:
+            await self._send({**message, "body": rest[:PIECE], "more_body": True})
+            rest = rest[PIECE:]
+        await self._send({**message, "body": rest} if "body" in message else message)
+
+    async def _send(self, message: Message) -> None:
+        """Wait for a slow reader, but not for ever. Raises Unread."""
+        try:
+            async with asyncio.timeout(self.stall):
+                await self.send(message)
+        except TimeoutError:
+            raise Unread from None
 
     async def empty(self, status: int) -> None:
         await self({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
@@ -243,6 +261,13 @@ class Answer:
         if self.unread and not any(name == b"expect" for name, _ in scope["headers"]):
             await _drain(receive)
         await self({"type": "http.response.body"})
+
+
+def _cut(scope: Scope) -> None:
+    """Drop the connection, what waits in it included."""
+    abort = cast("Callable[[], None] | None", scope["state"].get("abort"))
+    if abort is not None:
+        abort()
 
 
 async def _drain(receive: Receive) -> None:

@@ -12,15 +12,17 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from pocketgem.serve.settings import Settings
+
 HIGH_WATER = 64 << 10  # bytes that wait for a slow reader before the application waits too
 KERNEL_BYTES = 64 << 10  # the same in the system's buffer of a connection
 
 
-def protocol_class(header_seconds: float, max_connections: int) -> type[H11Protocol]:
+def protocol_class(settings: Settings) -> type[H11Protocol]:
     """The protocol for ``uvicorn.Config(http=...)``."""
 
     class Bounded(Protocol):
-        patience, most = header_seconds, max_connections
+        patience, most, stall = settings.header_seconds, settings.max_connections, settings.stall_seconds
 
     return Bounded
 
@@ -28,8 +30,7 @@ def protocol_class(header_seconds: float, max_connections: int) -> type[H11Proto
 class Protocol(H11Protocol):
     """One connection. ``scope["state"]["abort"]`` drops it."""
 
-    patience = 10.0
-    most = 4096
+    patience, most, stall = 10.0, 4096, 60.0
 
     def __init__(
         self,
@@ -59,6 +60,16 @@ class Protocol(H11Protocol):
             self._expect_head()
         if self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
             self._abort()  # a second request before the first is answered: behind it nobody sees the client leave
+
+    def on_response_complete(self) -> None:
+        """What is left of an answer may wait for its reader, but not for ever."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self.stall, self._abort_unsent)
+
+    def _abort_unsent(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()

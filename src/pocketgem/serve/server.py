@@ -68,7 +68,7 @@ def server_of(app: App, settings: Settings, log: Log) -> Server:
     """uvicorn with nothing left to chance: which protocol, which limits, whose log."""
     config = uvicorn.Config(
         app,
-        http=protocol_class(settings.header_seconds, settings.max_connections),
+        http=protocol_class(settings),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import cast
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pocketgem.serve.call import call_of, gone
+from pocketgem.serve.call import Unread, call_of, gone
 from pocketgem.serve.dialect import Comment, Out
 
 BOX_BYTES = 96 << 10  # with what the transport and a frame hold, a stalled reader costs less than 256 KiB
@@ -40,10 +39,6 @@ def _line(text: str) -> bytes:
     return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "backslashreplace")
 
 
-class Overflow(Exception):
-    """A client did not read what was sent to it."""
-
-
 class Box:
     """Frames on their way, at most so many bytes of them. One side puts, the other takes."""
 
@@ -53,9 +48,9 @@ class Box:
         self._news = asyncio.Event()
 
     def put(self, data: bytes) -> None:
-        """Never waits. Raises Overflow."""
+        """Never waits. Raises Unread."""
         if self.size and self.size + len(data) > self.most:
-            raise Overflow
+            raise Unread
         self._frames.append(data)
         self.size += len(data)
         self._news.set()
@@ -89,12 +84,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, frames: AsyncGenerator[bytes], stack: AsyncExitStack, *, comment_seconds: float, stall_seconds: float
-    ) -> None:
+    def __init__(self, frames: AsyncGenerator[bytes], stack: AsyncExitStack, *, comment_seconds: float) -> None:
         """``stack`` is closed when the stream ends, however that is and also if it never began."""
         self.frames, self.stack = frames, stack
-        self.comment_seconds, self.stall_seconds = comment_seconds, stall_seconds
+        self.comment_seconds = comment_seconds
         self.status_code, self.background = 200, None
         self.init_headers({"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"})
 
@@ -112,10 +105,7 @@ class EventStream(Response):
             results = await asyncio.gather(fill, write, return_exceptions=True)
             await self.stack.aclose()
         errors = [result for result in results if isinstance(result, Exception)]
-        if any(isinstance(error, Overflow | TimeoutError) for error in errors):
-            call.note["ended"] = "client did not read"
-            _cut(scope)
-        elif errors:
+        if errors:
             raise errors[0]
         elif left.done() and not left.cancelled():
             call.note["ended"] = "client gone"
@@ -129,13 +119,5 @@ class EventStream(Response):
     async def _write(self, box: Box, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         while (data := await box.take(self.comment_seconds)) is not None:
-            async with asyncio.timeout(self.stall_seconds):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body"})
-
-
-def _cut(scope: Scope) -> None:
-    """Drop the connection, what waits in it included."""
-    abort = cast("Callable[[], None] | None", scope["state"].get("abort"))
-    if abort is not None:
-        abort()

@@ -30,10 +30,7 @@ class Serving:
     log: Log
 
     def stream(self, frames: AsyncGenerator[bytes], stack: AsyncExitStack) -> EventStream:
-        settings = self.settings
-        return EventStream(
-            frames, stack, comment_seconds=settings.comment_seconds, stall_seconds=settings.stall_seconds
-        )
+        return EventStream(frames, stack, comment_seconds=self.settings.comment_seconds)
 
 
 Handler = Callable[[Serving, Call, dict[str, object]], Awaitable[Response]]
