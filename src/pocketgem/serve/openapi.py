@@ -109,7 +109,7 @@ def document(routes: Iterable[tuple[str, str]]) -> dict[str, object]:
     for path, method in routes:
         paths.setdefault(re.sub(r":\w+}", "}", path), {})[method.lower()] = _operation(method, path)
     info = {"title": "pocketgem", "version": pocketgem.__version__, "description": "Limits are those of the readers."}
-    security = [{}, {"bearer": []}, {"header": []}]
+    security: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"header": []}]
     return {"openapi": "3.1.0", "info": info, "paths": paths, "security": security, "components": COMPONENTS}
 
 
