@@ -330,7 +330,7 @@ def test_the_page_brings_its_own_policy(server: Running) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "http://" not in page.text.replace("http://www.w3.org", "")
     assert "https://" not in page.text
-    assert server.http.get("/page/page.css").status_code == 200
+    assert server.http.get("/page/style.css").status_code == 200
     assert server.http.get("/page/../settings.py").status_code == 404
     assert server.http.get("/page/%2e%2e/settings.py").status_code == 404
 
