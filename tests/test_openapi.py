@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from pocketgem import LLM
-from pocketgem.serve import chat, completions, messages, responses
+from pocketgem.serve import chat, completions_read, messages, responses
 from pocketgem.serve.chat_read import KNOWN as CHAT_KNOWN
 from pocketgem.serve.chat_read import REFUSED as CHAT_REFUSED
 from pocketgem.serve.fields import FieldError, Fields
@@ -48,7 +48,7 @@ READERS: dict[str, Any] = {
     "/v1/responses": responses.read,
     "/v1/messages": messages.read,
     "/v1/messages/count_tokens": lambda body: messages.read(body, counting=True),
-    "/v1/completions": lambda body: completions.Wanted.read(Fields.of(body)),
+    "/v1/completions": lambda body: completions_read.Wanted.read(Fields.of(body)),
 }
 
 

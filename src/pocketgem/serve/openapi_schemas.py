@@ -10,7 +10,7 @@ from typing import Any
 
 from pocketgem.engine.request import MAX_BIASES, MAX_ID, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS
 from pocketgem.serve.chat_read import HARMLESS, ROLES
-from pocketgem.serve.completions import MAX_N
+from pocketgem.serve.completions_read import MAX_N
 from pocketgem.serve.fields import MAX_NAME
 from pocketgem.serve.history import MAX_MESSAGES, MAX_PARTS
 from pocketgem.serve.messages_read import HARMLESS as MESSAGES_HARMLESS
