@@ -102,7 +102,8 @@ class ScriptedGemma(Gemma):
 def scripted_llm(folder: Path, script: Script, **options: Any) -> LLM:
     """An LLM with this script; ``options`` are ``LLM.load``'s."""
     save_scripted(folder)
-    llm = LLM.load(folder, dtype=torch.float32, **options)
+    # One thread: products this small are not worth two, and on a busy machine two wait for each other at every one.
+    llm = LLM.load(folder, dtype=torch.float32, **{"threads": 1, **options})
     model = llm.model
     model.__class__ = ScriptedGemma
     assert isinstance(model, ScriptedGemma)

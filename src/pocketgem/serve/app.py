@@ -25,13 +25,11 @@ class App:
 
     def __init__(self, serving: Serving, ready: Mapping[str, LLM] | None = None) -> None:
         self.serving, self.ready = serving, dict(ready or {})
-        table = routes(serving)
-        described = json_reply(document((route.path, method) for route in table for method in verbs(route)))
-
-        async def openapi(serving: Serving, request: Request) -> Response:
-            return described
-
-        table.append(Route("/openapi.json", Get(serving, "/openapi.json", openapi), methods=["GET"]))
+        table = [
+            *routes(serving),
+            Route("/openapi.json", Get(serving, "/openapi.json", self._describe), methods=["GET"]),
+        ]
+        self.described = document((route.path, method) for route in table for method in verbs(route))
         self.router = Router(table, redirect_slashes=False, lifespan=self._life)
         self.guard = Guard(self._route, serving.settings, self._tell)
 
@@ -41,6 +39,9 @@ class App:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # so that what no route takes is raised, for the guard to answer
         await self.router(scope, receive, send)
+
+    async def _describe(self, serving: Serving, request: Request) -> Response:
+        return json_reply(self.described)
 
     def _tell(self, call: Call, scope: Scope, error: Exception | None) -> None:
         self.serving.metrics.request(call, scope)

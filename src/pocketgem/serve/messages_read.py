@@ -18,15 +18,15 @@ _READ = {
     *_SAMPLING, "model", "messages", "system", "tools", "tool_choice", "stop_sequences", "stream", "thinking",
     "output_config", "logit_bias", "regex", "thinking_budget", "chat_template_kwargs",
 }  # fmt: skip
-_HARMLESS = {
+HARMLESS = {
     "metadata", "service_tier", "speed", "cache_control", "inference_geo", "diagnostics", "user_profile_id",
     "workspace_id", "betas",
 }  # fmt: skip
-_REFUSED = {
+REFUSED = {
     "container": "this server has no containers",
     "mcp_servers": "this server connects to nothing; give the tools themselves",
 }
-KNOWN = _READ | _HARMLESS | _REFUSED.keys()
+KNOWN = _READ | HARMLESS | REFUSED.keys()
 
 _CHOICES = {"auto": ToolChoice.AUTO, "any": ToolChoice.REQUIRED, "none": ToolChoice.NONE}
 _THINKING = ("enabled", "disabled", "adaptive", "between_tools")
@@ -36,7 +36,7 @@ _ANSWER = ("text", "thinking", "redacted_thinking", "tool_use")  # blocks of the
 def read(body: object, *, counting: bool = False) -> Asked:
     """What it asks for. ``counting``: as count_tokens has it, without max_tokens. Raises FieldError."""
     fields = Fields.of(body)
-    fields.refuse_any(_REFUSED)
+    fields.refuse_any(REFUSED)
     if not counting:
         fields.whole("max_tokens", low=1, high=MAX_ID)
     messages = _system(fields) + _messages(fields)

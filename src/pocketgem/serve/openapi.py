@@ -1,157 +1,151 @@
-"""``/openapi.json``: the routes for programs, with what each takes in outline; the pages in ``docs`` say all."""
+"""``/openapi.json``: what the server takes and gives, written from its route table for programs that read OpenAPI."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
 
 import pocketgem
+from pocketgem.serve.faults import ANTHROPIC
+from pocketgem.serve.guard import OPEN_PATHS
+from pocketgem.serve.openapi_schemas import BODIES, Schema
+from pocketgem.serve.pages import MEDIA_TYPES
 
-Schema = dict[str, object]
-
-_TEXT: Schema = {"type": "string"}
-_FLAG: Schema = {"type": "boolean"}
-_OBJECT: Schema = {"type": "object"}
-
-
-def _whole(low: int, high: int = 2**31 - 1) -> Schema:
-    return {"type": "integer", "minimum": low, "maximum": high}
-
-
-def _number(low: float, high: float) -> Schema:
-    return {"type": "number", "minimum": low, "maximum": high}
+JSON, EVENTS = "application/json", "text/event-stream"
+STREAMS = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions")
+REFUSALS = (401, 403, 405, 414, 429, 431, 500, 503)  # what every route may answer
+BODY_REFUSALS = (400, 404, 408, 413, 415)  # what those may that read a body
 
 
-def _list(items: Schema, low: int = 0, high: int = 2048) -> Schema:
-    return {"type": "array", "items": items, "minItems": low, "maxItems": high}
+def answer(*names: str) -> Schema:
+    """An object that has these fields at least."""
+    return {"type": "object", "required": list(names)}
 
 
-_ID = _whole(0)
-_PROMPT: Schema = {
-    "oneOf": [
-        {"type": "string", "minLength": 1},
-        _list(_ID, 1, 131_072),
-        _list({"type": "string", "minLength": 1}, 1),
-        _list(_list(_ID, 1, 131_072), 1),
-    ]
+@dataclass(frozen=True)
+class Operation:
+    """What a method of a path does. ``content``: media types of a good answer, and what JSON there holds."""
+
+    summary: str
+    content: Mapping[str, Schema]
+    refusals: tuple[int, ...] = ()
+    query: tuple[str, ...] = ()
+
+
+def _json(summary: str, *names: str, refusals: tuple[int, ...] = (), query: tuple[str, ...] = ()) -> Operation:
+    return Operation(summary, {JSON: answer(*names)}, refusals, query)
+
+
+_RESPONSE = ("id", "object", "created_at", "status", "model", "output", "usage")
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("GET", "/"): Operation("The page for a person.", {"text/html": {"type": "string"}}, (404,)),
+    ("GET", "/page/{name:path}"): Operation(
+        "A file of the page.", {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}, (404,)
+    ),
+    ("GET", "/openapi.json"): _json("This document.", "openapi", "info", "paths"),
+    ("GET", "/health"): _json("Whether work goes on.", "status"),
+    ("GET", "/livez"): _json("Whether the process answers.", "status"),
+    ("GET", "/version"): _json("The version of the server.", "version"),
+    ("GET", "/metrics"): Operation("Counters for Prometheus.", {"text/plain": {"type": "string"}}),
+    ("GET", "/v1/models"): _json("All models.", "object", "data"),
+    ("GET", "/v1/models/{name:path}"): _json("One model.", "id", "object", refusals=(404,)),
+    ("GET", "/v1/responses/{id}"): _json("A response that is kept.", *_RESPONSE, refusals=(404,)),
+    ("DELETE", "/v1/responses/{id}"): _json("Forget a response.", "id", "deleted", refusals=(404,)),
+    ("GET", "/tokenizer_info"): _json(
+        "What a client needs to build prompts.", "eos_token", "vocab_size", refusals=(404,), query=("model",)
+    ),
+    ("POST", "/v1/chat/completions"): _json(
+        "Answer a conversation (OpenAI).", "id", "object", "created", "model", "choices", "usage"
+    ),
+    ("POST", "/v1/responses"): _json("Answer a conversation (OpenAI's responses).", *_RESPONSE),
+    ("POST", "/v1/messages"): _json(
+        "Answer a conversation (Anthropic).", "id", "type", "role", "content", "model", "stop_reason", "usage"
+    ),
+    ("POST", "/v1/messages/count_tokens"): _json("Count a conversation's tokens.", "input_tokens"),
+    ("POST", "/v1/completions"): _json(
+        "Continue texts or token ids.", "id", "object", "created", "model", "choices", "usage"
+    ),
+    ("POST", "/v1/embeddings"): _json("Texts as vectors of length one.", "object", "data", "model", "usage"),
+    ("POST", "/tokenize"): _json("A text or a conversation as token ids.", "count", "max_model_len", "tokens"),
+    ("POST", "/detokenize"): _json("Token ids as a text.", "prompt"),
 }
-_SAMPLING: dict[str, Schema] = {
-    "temperature": _number(0, 100),
-    "top_p": _number(0, 1),
-    "min_p": _number(0, 1),
-    "top_k": _whole(-1),
-    "repetition_penalty": _number(0.01, 100),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "seed": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
-}
-_STOP: Schema = {"oneOf": [{"type": "string", "maxLength": 1024}, _list({"type": "string", "maxLength": 1024}, 0, 64)]}
-_MESSAGE: Schema = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": _TEXT},
-}
-_USER: Schema = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {"role": {"const": "user"}, "content": {"type": "string", "minLength": 1}},
-}
-_TOOLS = _list(_OBJECT, 0, 256)
-
-
-def _body(required: Iterable[str], properties: Mapping[str, Schema]) -> Schema:
-    return {"type": "object", "required": list(required), "properties": {"model": _TEXT, **properties}}
-
-
-BODIES: dict[str, Schema] = {
-    "/v1/chat/completions": _body(
-        ["messages"],
-        {
-            **_SAMPLING, "messages": _list(_MESSAGE, 1, 8192), "tools": _TOOLS, "stop": _STOP, "stream": _FLAG,
-            "max_completion_tokens": _whole(1), "max_tokens": _whole(1), "response_format": _OBJECT, "logprobs": _FLAG,
-            "top_logprobs": _whole(0, 20), "reasoning_effort": _TEXT, "thinking_budget": _whole(0),
-        },
-    ),
-    "/v1/responses": _body(
-        ["input"],
-        {
-            **_SAMPLING, "input": {"oneOf": [_TEXT, _list(_OBJECT, 0, 8192)]}, "instructions": _TEXT, "tools": _TOOLS,
-            "stream": _FLAG, "store": _FLAG, "max_output_tokens": _whole(1), "previous_response_id": _TEXT,
-            "reasoning": _OBJECT, "text": _OBJECT,
-        },
-    ),
-    "/v1/messages": _body(
-        ["messages", "max_tokens"],
-        {
-            **_SAMPLING, "messages": _list(_USER, 1, 8192), "system": _TEXT, "max_tokens": _whole(1), "tools": _TOOLS,
-            "stop_sequences": _list({"type": "string", "maxLength": 1024}, 0, 64), "stream": _FLAG, "thinking": _OBJECT,
-        },
-    ),
-    "/v1/messages/count_tokens": _body(
-        ["messages"], {"messages": _list(_USER, 1, 8192), "system": _TEXT, "tools": _TOOLS}
-    ),
-    "/v1/completions": _body(
-        ["prompt"],
-        {
-            **_SAMPLING, "prompt": _PROMPT, "max_tokens": _whole(0), "n": _whole(1, 128), "echo": _FLAG,
-            "logprobs": _whole(0, 20), "stop": _STOP, "stream": _FLAG, "stream_options": _OBJECT,
-            "min_tokens": _whole(0), "logit_bias": _OBJECT, "parse_special": _FLAG,
-        },
-    ),
-    "/v1/embeddings": _body(
-        ["input"],
-        {"input": _PROMPT, "dimensions": _whole(1), "encoding_format": {"enum": ["float", "base64"]}},
-    ),
-    "/tokenize": {
-        "oneOf": [
-            _body(
-                ["prompt"],
-                {"prompt": _TEXT, "add_special_tokens": _FLAG, "parse_special": _FLAG, "return_token_strs": _FLAG},
-            ),
-            _body(["messages"], {"messages": _list(_MESSAGE, 1, 8192), "tools": _TOOLS}),
-        ]
-    },
-    "/detokenize": _body(["tokens"], {"tokens": _list(_ID, 0, 1_000_000)}),
-}  # fmt: skip
 
 _ERROR: Schema = {
     "type": "object",
     "required": ["error"],
     "properties": {
-        "error": {"type": "object", "required": ["message", "type"], "properties": {"message": _TEXT, "type": _TEXT}}
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
     },
 }
-_STREAMS = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions"})
-_OTHERS = {"/metrics": "text/plain", "/": "text/html", "/page/{name}": "*/*"}
+_ANTHROPIC_ERROR: Schema = {
+    **_ERROR,
+    "required": ["type", "error", "request_id"],
+    "properties": {**_ERROR["properties"], "type": {"const": "error"}, "request_id": {"type": "string"}},
+}
+COMPONENTS: Schema = {
+    "schemas": {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR},
+    "securitySchemes": {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    },
+}
 
 
-def document(routes: Iterable[tuple[str, str]]) -> Schema:
-    """The OpenAPI document of (path, method) pairs."""
+def document(routes: Iterable[tuple[str, str]]) -> dict[str, object]:
+    """The document for these (path, method) pairs. Raises KeyError for one that nothing above describes."""
     paths: dict[str, dict[str, object]] = {}
     for path, method in routes:
-        shown = path.replace(":path}", "}")
-        paths.setdefault(shown, {})[method.lower()] = _operation(shown, method)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "pocketgem", "version": pocketgem.__version__},
-        "paths": paths,
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}, "schemas": {"Error": _ERROR}},
-        "security": [{}, {"key": []}],
-    }
+        paths.setdefault(re.sub(r":\w+}", "}", path), {})[method.lower()] = _operation(method, path)
+    info = {"title": "pocketgem", "version": pocketgem.__version__, "description": "Limits are those of the readers."}
+    security: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"header": []}]
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "security": security, "components": COMPONENTS}
 
 
-def _operation(path: str, method: str) -> Schema:
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    kinds = [_OTHERS.get(path, "application/json"), *(["text/event-stream"] if path in _STREAMS else [])]
-    error = {
-        "description": "An error",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
-    operation: Schema = {
-        "operationId": f"{method.lower()} {path}",
-        "responses": {"200": {"description": "The answer", "content": {kind: {} for kind in kinds}}, "default": error},
-    }
-    if names:
-        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
-    if path in BODIES and method == "POST":
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": BODIES[path]}}}
-    return operation
+def _operation(method: str, path: str) -> dict[str, object]:
+    found = OPERATIONS[method, path]
+    content = {kind: {"schema": schema} for kind, schema in found.content.items()}
+    refusals = {*REFUSALS, *found.refusals, *(BODY_REFUSALS if method == "POST" else ())}
+    good: dict[str, Any] = {"description": "The answer.", "content": content}
+    operation: dict[str, object] = {"summary": found.summary, "operationId": _name(method, path)}
+    if parameters := [_parameter(name, "path") for name in re.findall(r"{(\w+)", path)]:
+        operation["parameters"] = parameters
+    if found.query:
+        operation["parameters"] = [_parameter(name, "query") for name in found.query]
+    if path in OPEN_PATHS:
+        operation["security"] = []
+    if method == "POST":
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": BODIES[path]}}}
+        if path in STREAMS:
+            content[EVENTS] = {"schema": {"type": "string"}}
+            good["description"] = "The answer; as server-sent events with stream: true."
+    statuses = {str(code): _refusal(code, path) for code in sorted(refusals)}
+    return {**operation, "responses": {"200": good, **statuses}}
+
+
+def _parameter(name: str, where: str) -> dict[str, object]:
+    return {"name": name, "in": where, "required": where == "path", "schema": {"type": "string"}}
+
+
+def _refusal(code: int, path: str) -> dict[str, object]:
+    name = "AnthropicError" if path.startswith(ANTHROPIC) else "Error"
+    schema: Schema = {"$ref": f"#/components/schemas/{name}"}
+    if path == "/health" and code == 503:
+        schema = answer("status")
+    return {"description": HTTPStatus(code).phrase, "content": {JSON: {"schema": schema}}}
+
+
+def _name(method: str, path: str) -> str:
+    words = re.findall(r"[a-z0-9]+", re.sub(r":\w+}", "", path))
+    return "_".join([method.lower(), *words] if words else [method.lower(), "page"])

@@ -32,16 +32,16 @@ _READ = {
     "previous_response_id", "store", "stream", "stream_options", "include", "top_logprobs", "metadata", "truncation",
     "logit_bias", "regex", "thinking_budget", "chat_template_kwargs",
 }  # fmt: skip
-_HARMLESS = {
+HARMLESS = {
     "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
     "max_tool_calls", "image", "access_programs", "background_options",
 }  # fmt: skip
-_REFUSED = {
+REFUSED = {
     "conversation": "conversations are not kept; use previous_response_id",
     "prompt": "stored prompts are not supported; send the text itself",
     "moderation": "this server has no moderation",
 }
-KNOWN = _READ | _HARMLESS | _REFUSED.keys() | {"background"}
+KNOWN = _READ | HARMLESS | REFUSED.keys() | {"background"}
 
 _SUMMARIES = ("auto", "concise", "detailed")
 
@@ -49,7 +49,7 @@ _SUMMARIES = ("auto", "concise", "detailed")
 def read(body: object, recall: Recall | None = None) -> Asked:
     """What it asks for. ``recall`` finds the messages of an earlier response by its id. Raises FieldError."""
     fields = Fields.of(body)
-    fields.refuse_any(_REFUSED)
+    fields.refuse_any(REFUSED)
     if fields.flag("background", False):
         fields.refuse("background", "an answer is made while the client waits, or not at all")
     tools, skipped = _tools(fields)
