@@ -349,9 +349,7 @@ def test_t3_one_rendering_does_not_spend_the_budget_of_the_next() -> None:
 
 
 def test_t3_chains_of_lazy_values_are_no_deep_ones() -> None:
-    lazy = (
-        "{% set ns = namespace(x=['a']) %}{% for i in range(8000) %}{% set ns.x = ns.x | map('upper') %}{% endfor %}"
-    )
+    lazy = "{% set ns = namespace(x=['a']) %}{% for i in range(8000) %}{% set ns.x = ns.x | map('upper') %}{% endfor %}"
     assert template(lazy + "{{ ns.x }}").render(MESSAGES) == "['A']"
     nested = (
         "{% set ns = namespace(x=1) %}{% for i in range(40000) %}{% set ns.x = namespace(y=ns.x) %}{% endfor %}done"
