@@ -107,6 +107,7 @@ def _connected(scale: Scale) -> Iterator[str]:
             RAY_AUTH_MODE="token",  # another person of this machine reaches its ports too
             RAY_AUTH_TOKEN=secrets.token_hex(32),
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # no cluster: Ray then listens at 127.0.0.1 only
+            RAY_gcs_rpc_server_reconnect_timeout_s="15",  # so that Ray's helpers see a kill -9 of this process sooner
             RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE="1",  # /dev/shm is small in a container
         )
     import ray

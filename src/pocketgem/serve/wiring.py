@@ -48,8 +48,8 @@ async def respond(making: Awaitable[Response], scope: Scope, receive: Receive, s
         if not work.done():
             work.cancel()
             call_of(scope).note["ended"] = "client gone"
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await work
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # a task tells where it failed once only
+                await work
     if not work.cancelled():
         response = work.result()
         await response(scope, receive, send)
