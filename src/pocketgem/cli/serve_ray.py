@@ -45,8 +45,8 @@ def run_replicas(
     from pocketgem.serve.wiring import Serving
 
     lines = Log(requests=access) if log is None else Log.to_file(log, requests=access)
-    each = "all threads of its machine" if scale.threads is None else f"{scale.threads} threads"
-    screen.note(f"starting {scale.replicas} replicas behind Ray, each with {each}")
+    each = "a machine each" if scale.threads is None else f"threads of each: {scale.threads}"
+    screen.note(f"starting replicas behind Ray: {scale.replicas}; {each}")
     with started(plan, scale) as replicas:
         app = App(Serving(settings, Registry([], lines), Metrics(), lines), table=Relay(replicas).table)
         screen.note(f"serving at {address_of(sock)}; for OpenAI's clients {address_of(sock)}/v1; Ctrl-C ends")
