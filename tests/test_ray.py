@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -255,3 +256,8 @@ def test_a_model_that_does_not_load_is_told(folder: Path, tmp_path: Path, capsys
     assert "no such file" in capsys.readouterr().err
     assert main(["serve", str(folder), "--ray", "--ray-address", "ray://elsewhere:10001"]) == 2
     assert "HOST:PORT or auto" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert main(["serve", str(folder), "--ray", "--ray-address", f"127.0.0.1:{port}"]) == 2
+    assert f"nothing answers at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert main(["serve", str(folder), "--ray", "--ray-address", "auto:much"]) == 2

@@ -138,17 +138,21 @@ def _init(ray: Any, scale: Scale, folder: str | None) -> None:
 
 
 def _deploy(plan: Plan, scale: Scale, name: str) -> Any:
+    import ray
     from ray import serve
     from ray.serve.config import RequestRouterConfig
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the import set it
+    cards = int(plan.loader.options["device"] == "cuda")  # without a claim Ray hides them from a replica
+    if cards * scale.replicas > ray.cluster_resources().get("GPU", 0):
+        raise RunError(f"each of {scale.replicas} replicas wants a card of its own, and Ray does not see so many")
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     room: dict[str, object] = {"max_replicas_per_node": 1} if scale.threads is None else {}
     deployment = serve.deployment(
         Replica,
         name="Replica",
         num_replicas=scale.replicas,
-        ray_actor_options={"num_cpus": scale.threads or 1},
+        ray_actor_options={"num_cpus": scale.threads or 1, "num_gpus": cards},
         max_ongoing_requests=plan.settings.max_requests + SPARE,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=max(1.0, plan.settings.drain_seconds),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from dataclasses import dataclass
 
 from pocketgem.errors import InputError
 from pocketgem.kernels.cores import default_threads
+
+PATIENCE = 5.0  # seconds for a cluster to take a connection
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Scale:
         return cls(replicas, threads or max(1, default_threads().count // replicas))
 
     def check(self) -> None:
-        """Raises InputError where Ray is not installed, and for an address that cannot be used."""
+        """Raises InputError where Ray is not installed, and for an address that cannot be used or does not answer."""
         if importlib.util.find_spec("ray") is None:
             raise InputError("--ray needs Ray, which is not installed: pip install 'pocketgem[ray]'")
         if self.address is not None and "://" in self.address:
@@ -35,3 +38,15 @@ class Scale:
                 "--ray-address: Ray's client protocol is not spoken here; "
                 "start the server on a machine of the cluster, with HOST:PORT or auto"
             )
+        host, colon, port = (self.address or "").rpartition(":")
+        if colon and not _answers(host.strip("[]"), port):
+            raise InputError(f"--ray-address: nothing answers at {self.address}; start Ray there, or see `ray status`")
+
+
+def _answers(host: str, port: str) -> bool:
+    """Ray itself would ask for minutes."""
+    try:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
