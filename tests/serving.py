@@ -80,12 +80,24 @@ def running(
 ) -> Iterator[Running]:
     """Serve ``models``, and ``sources`` that are loaded on demand."""
     settings = settings or Settings(port=0)
+    known = [Source(name, lambda llm=llm: llm) for name, llm in models.items()]
+
+    def whole(log: Log) -> App:
+        registered = Registry([*known, *(sources or [])], log, **registry)
+        return App(Serving(settings, registered, Metrics(), log), dict(models))
+
+    with serving(whole, settings) as found:
+        yield found
+
+
+@contextmanager
+def serving(make: Callable[[Log], App], settings: Settings) -> Iterator[Running]:
+    """Serve an application that is made around a log."""
     written = io.StringIO()
     log = Log(written)
-    known = [Source(name, lambda llm=llm: llm) for name, llm in models.items()]
     sock = bind(settings.host, settings.port)
     port = sock.getsockname()[1]
-    app = App(Serving(settings, Registry([*known, *(sources or [])], log, **registry), Metrics(), log), dict(models))
+    app = make(log)
     server = server_of(app, settings, log)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), name="server")
     thread.start()

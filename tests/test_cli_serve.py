@@ -101,6 +101,15 @@ def test_wrong_command_lines_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
         assert told in refused(capsys, *arguments), arguments
 
 
+def test_replicas_without_ray_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = refused(capsys, "model", "--ray")
+    assert said == "error: --ray needs Ray, which is not installed: pip install 'pocketgem[ray]'\n"
+    assert "--ray" in refused(capsys, "model", "--replicas", "3")
+    assert "--ray" in refused(capsys, "model", "--ray-address", "auto")
+    assert "--api-key-file" in refused(capsys, "model", "--ray", "--host", "0.0.0.0")
+
+
 def test_a_port_that_is_taken_is_told_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

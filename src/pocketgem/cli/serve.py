@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import pocketgem.cli.options as o
 from pocketgem.cli.common import refuse
 from pocketgem.cli.screen import Screen
+from pocketgem.cli.serve_ray import run_replicas, scale_of
 from pocketgem.memory.place import Place
 from pocketgem.serve.keys import Keys
+from pocketgem.serve.loading import Loader
 from pocketgem.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
     from pocketgem.serve.models import Source
 
@@ -73,6 +73,12 @@ DrainSeconds = Annotated[
 LogFile = Annotated[
     Path | None, typer.Option("--log-file", metavar="FILE", help="The log's lines go here, not to stderr.")
 ]
+Ray = Annotated[bool, typer.Option("--ray", help="Several replicas, each a process, behind this port: docs/scale.md.")]
+Count = Annotated[int | None, typer.Option("--replicas", min=1, max=1024, help="How many with --ray; 2 unless given.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="ADDRESS", help="A Ray cluster that is there: HOST:PORT, or auto."),
+]
 AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="A line of JSON for each request.")]
 
 
@@ -106,6 +112,9 @@ def serve_models(
     drain_seconds: DrainSeconds = 30.0,
     log_file: LogFile = None,
     access_log: AccessLog = True,
+    ray: Ray = False,
+    replicas: Count = None,
+    ray_address: RayAddress = None,
     offline: o.Offline = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -127,6 +136,7 @@ def serve_models(
         thinking=think,
     )
     settings.check(open_to_all=open_to_network)
+    scale = scale_of(replicas, threads, ray_address, wanted=ray)
     limit, budget = o.size(memory), o.size(expert_memory)
     pasts = 0 if kept == "0" else o.size(kept)
     room = o.size(cache_size)
@@ -136,73 +146,37 @@ def serve_models(
     from pocketgem.serve.server import address_of, bind  # here: the help does not wait for a web server
 
     sock = bind(host, port)
+    if scale is not None:
+        threads = scale.threads
     options = {
-        "dtype": dtype, "context": context, "threads": threads, "ple": ple, "device": device,
-        "keep_packed": keep_packed, "expert_memory": budget, "memory": limit, "sequences": sequences, "kept": pasts,
-        "cache_size": room, "offline": offline,
+        "dtype": None if dtype is o.Dtype.AUTO else dtype.value, "context": context, "threads": threads, "ple": ple,
+        "device": device, "keep_packed": keep_packed, "expert_memory": budget, "memory": limit,
+        "sequences": sequences, "kept": pasts, "cache_size": room, "offline": offline,
     }  # fmt: skip
-    load = Load(options, cache_dir, screen)
+    load = Loader(options, cache_dir)
     with sock:
         weights = {name: load.weight(model) for name, model in names.items()}
         first = next(iter(names))
-        ready = {} if lazy else {first: load(first, names[first], bar=True)}
+        idle = None if unload_after is None else unload_after * 60
+        if scale is not None:
+            from pocketgem.serve.worker import Plan
+
+            hidden, early = replace(settings, keys=Keys()), () if lazy else (first,)
+            plan = Plan(load, names, weights, early, hidden, aliases, limit, idle)
+            run_replicas(settings, sock, plan, scale, log=log_file, access=access_log, screen=screen)
+            return
+        ready = {} if lazy else {first: loaded(load, first, names[first], screen)}
         for name in names:
             screen.note(f"{name}: {'ready' if name in ready else 'is loaded when it is asked for'}")
         screen.note(f"serving at {address_of(sock)}; for OpenAI's clients {address_of(sock)}/v1; Ctrl-C ends")
         sources = [load.source(name, model, weights[name]) for name, model in names.items()]
-        idle = None if unload_after is None else unload_after * 60
         run(settings, sock, sources, ready, aliases=aliases, budget=limit, idle=idle, log=log_file, access=access_log)
 
 
-@dataclass(frozen=True)
-class Load:
-    """How every model is loaded. Options are those of ``LLM.load``, as the command line has them."""
-
-    options: dict[str, Any]
-    cache_dir: Path | None  # each model's pasts in a folder of its own in there
-    screen: Screen
-
-    def opened(self, model: str) -> Checkpoint:
-        """The checkpoint with its headers read. Raises all that can be said without torch."""
-        from pocketgem.checkpoint.load import open_checkpoint
-        from pocketgem.checkpoint.resolve import resolve
-        from pocketgem.engine.request import checked_context
-        from pocketgem.memory.place import checked_place
-
-        checkpoint = open_checkpoint(resolve(model, offline=self.options["offline"]))
-        checked_context(self.options["context"], checkpoint.config)
-        checked_place(self.options["ple"], checkpoint.config)
-        return checkpoint
-
-    def weight(self, model: str) -> int:
-        """Bytes the model will take by its plan, at most the whole budget."""
-        checkpoint = self.opened(model)
-        if self.options["memory"] is None:
-            return 0
-        from pocketgem.memory.fit import Wish
-        from pocketgem.memory.options import Options, plan_here
-        from pocketgem.memory.program import base_here
-
-        options = Options(sequences=self.options["sequences"], threads=self.options["threads"])
-        wish = Wish(self.options["memory"], None, self.options["context"], self.options["ple"], None)
-        return max(0, plan_here(checkpoint, wish, options).peak - base_here().total)
-
-    def source(self, name: str, model: str, weight: int) -> Source:
-        from pocketgem.serve.models import Source
-
-        return Source(name, lambda: self(name, model, bar=False), weight)
-
-    def __call__(self, name: str, model: str, *, bar: bool) -> LLM:
-        from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
-
-        options = {**self.options, "dtype": o.torch_dtype(self.options["dtype"])}
-        if self.cache_dir is not None:
-            self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)
-        if not bar:
-            return LLM.load(model, **options)
-        with self.screen.waiting(f"loading {Path(model).name or model}", "bytes") as progress:
-            return LLM.load(model, progress=progress, **options)
+def loaded(load: Loader, name: str, model: str, screen: Screen) -> LLM:
+    """The model, with a bar while it is read."""
+    with screen.waiting(f"loading {Path(model).name or model}", "bytes") as progress:
+        return load(name, model, progress)
 
 
 def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.requests import Request
@@ -21,22 +21,31 @@ from pocketgem.serve.wiring import Get, Handler, Post, Reader, Serving
 
 
 class App:
-    """The ASGI application of one server. ``ready``: models that were loaded before it starts, by name."""
+    """The ASGI application of one server.
 
-    def __init__(self, serving: Serving, ready: Mapping[str, LLM] | None = None) -> None:
+    ready: models that were loaded before it starts, by name. table: makes the routes, all of them unless given.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        ready: Mapping[str, LLM] | None = None,
+        table: Callable[[Serving], list[Route]] | None = None,
+    ) -> None:
         self.serving, self.ready = serving, dict(ready or {})
-        table = [
-            *routes(serving),
+        rows = [
+            *(table or routes)(serving),
             Route("/openapi.json", Get(serving, "/openapi.json", self._describe), methods=["GET"]),
         ]
-        self.described = document((route.path, method) for route in table for method in verbs(route))
-        self.router = Router(table, redirect_slashes=False, lifespan=self._life)
-        self.guard = Guard(self._route, serving.settings, self._tell)
+        self.described = document((route.path, method) for route in rows for method in verbs(route))
+        self.router = Router(rows, redirect_slashes=False, lifespan=self._life)
+        self.guard = Guard(self.behind, serving.settings, self._tell)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.guard(scope, receive, send)
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the guard lets through."""
         scope["app"] = self  # so that what no route takes is raised, for the guard to answer
         await self.router(scope, receive, send)
 

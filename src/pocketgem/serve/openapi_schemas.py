@@ -298,7 +298,7 @@ _MESSAGES: dict[str, Schema] = {
     "model": NAME,
     "messages": many(_TURN, MAX_MESSAGES, 1),
     "system": {"anyOf": [{"type": "null"}, _TEXTS]},
-    "max_tokens": LIMIT,
+    "max_tokens": {**LIMIT, "minimum": 1},
     "tools": many(fields({"type": NAME, **declared("input_schema"), "name": ANY}), MAX_TOOLS),
     "tool_choice": maybe(
         fields({"type": {"enum": ["auto", "any", "none", "tool"]}, "name": NAME, "disable_parallel_tool_use": FLAG},

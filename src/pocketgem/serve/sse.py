@@ -100,6 +100,7 @@ class EventStream(Response):
             if fill.done() and fill.exception() is None:
                 await asyncio.wait({write, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            complete = write.done()  # after its last piece every client counts as gone
             for task in (fill, write, left):
                 task.cancel()
             results = await asyncio.gather(fill, write, return_exceptions=True)
@@ -107,7 +108,7 @@ class EventStream(Response):
         errors = [result for result in results if isinstance(result, Exception)]
         if errors:
             raise errors[0]
-        elif left.done() and not left.cancelled():
+        elif left.done() and not left.cancelled() and not complete:
             call.note["ended"] = "client gone"
 
     async def _fill(self, box: Box) -> None:

@@ -37,6 +37,24 @@ Handler = Callable[[Serving, Call, dict[str, object]], Awaitable[Response]]
 Reader = Callable[[Serving, Request], Awaitable[Response]]
 
 
+async def respond(making: Awaitable[Response], scope: Scope, receive: Receive, send: Send) -> None:
+    """Send what is being made. It is cancelled when its client closes the connection."""
+    work = asyncio.ensure_future(making)
+    left = asyncio.ensure_future(gone(receive))
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+        if not work.done():
+            work.cancel()
+            call_of(scope).note["ended"] = "client gone"
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # a task tells where it failed once only
+                await work
+    if not work.cancelled():
+        response = work.result()
+        await response(scope, receive, send)
+
+
 class Post:
     """An endpoint for JSON. The handler is cancelled when its client closes the connection."""
 
@@ -46,20 +64,7 @@ class Post:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = call_of(scope)
         call.route = self.path
-        work = asyncio.ensure_future(self._work(call))
-        left = asyncio.ensure_future(gone(receive))
-        try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            left.cancel()
-            if not work.done():
-                work.cancel()
-                call.note["ended"] = "client gone"
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
-        if not work.cancelled():
-            response = work.result()
-            await response(scope, receive, send)
+        await respond(self._work(call), scope, receive, send)
 
     async def _work(self, call: Call) -> Response:
         return await self.handler(self.serving, call, await call.json())

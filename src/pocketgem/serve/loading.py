@@ -1,0 +1,64 @@
+"""How the models of a server are loaded: by this process, or by a replica in another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pocketgem.checkpoint.load import Checkpoint
+    from pocketgem.llm import LLM
+    from pocketgem.serve.models import Source
+
+
+@dataclass(frozen=True)
+class Loader:
+    """``options`` are those of ``LLM.load``, with ``dtype`` by its name. It can be sent to another process."""
+
+    options: dict[str, Any]
+    cache_dir: Path | None  # each model's pasts in a folder of its own in there
+
+    def opened(self, model: str) -> Checkpoint:
+        """The checkpoint with its headers read. Raises all that can be said without torch."""
+        from pocketgem.checkpoint.load import open_checkpoint
+        from pocketgem.checkpoint.resolve import resolve
+        from pocketgem.engine.request import checked_context
+        from pocketgem.memory.place import checked_place
+
+        checkpoint = open_checkpoint(resolve(model, offline=self.options["offline"]))
+        checked_context(self.options["context"], checkpoint.config)
+        checked_place(self.options["ple"], checkpoint.config)
+        return checkpoint
+
+    def weight(self, model: str) -> int:
+        """Bytes the model will take by its plan, at most the whole budget."""
+        checkpoint = self.opened(model)
+        if self.options["memory"] is None:
+            return 0
+        from pocketgem.memory.fit import Wish
+        from pocketgem.memory.options import Options, plan_here
+        from pocketgem.memory.program import base_here
+
+        options = Options(sequences=self.options["sequences"], threads=self.options["threads"])
+        wish = Wish(self.options["memory"], None, self.options["context"], self.options["ple"], None)
+        return max(0, plan_here(checkpoint, wish, options).peak - base_here().total)
+
+    def source(self, name: str, model: str, weight: int) -> Source:
+        from pocketgem.serve.models import Source
+
+        return Source(name, lambda: self(name, model), weight)
+
+    def __call__(self, name: str, model: str, progress: Callable[[int, int], None] | None = None) -> LLM:
+        import torch  # here: all that can be wrong without it has been said
+
+        from pocketgem.llm import LLM
+
+        dtype = self.options["dtype"]
+        options = {**self.options, "dtype": None if dtype is None else getattr(torch, dtype)}
+        if self.cache_dir is not None:
+            self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)
+        return LLM.load(model, progress=progress, **options)
