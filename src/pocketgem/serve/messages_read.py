@@ -37,7 +37,7 @@ def read(body: object, *, counting: bool = False) -> Asked:
     """What it asks for. ``counting``: as count_tokens has it, without max_tokens. Raises FieldError."""
     fields = Fields.of(body)
     fields.refuse_any(REFUSED)
-    if not counting:
+    if not counting or fields.has("max_tokens"):
         fields.whole("max_tokens", low=1, high=MAX_ID)
     messages = _system(fields) + _messages(fields)
     tools, skipped = _tools(fields)
