@@ -322,7 +322,7 @@ def test_a_prompt_over_the_limits(cli: Cli, base: Path, monkeypatch: pytest.Monk
         (["--temperature", "-1"], "temperature"),
         (["--top-k", "0"], "top_k"),
         (["--top-p", "1.5"], "top_p"),
-        (["--max-tokens", "0"], "max_tokens"),
+        (["--max-tokens", "0"], "--max-tokens"),
         (["--seed", "1" + "0" * 30], "seed"),
         (["--stop", ""], "stop"),
         (["--logprobs", "99", "--json"], "logprobs"),

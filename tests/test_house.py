@@ -9,9 +9,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import httpx
 import pytest
 
 import pocketgem
+from tests.test_cli_serve import started
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,9 +47,19 @@ def test_the_readmes_commands_run_as_written(home: Path, name: str) -> None:
     assert lines
     for line in lines:
         words = shlex.split(line, comments=True)
+        if words[1] == "serve":
+            serves(words[2:])
+            continue
         done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, cwd=home)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() or done.stderr.strip()  # what writes a file says so beside the output
+
+
+def serves(words: list[str]) -> None:
+    """``pocketgem serve`` answers, on a port that is free; it would go on without end."""
+    with started(*words) as process:
+        assert process.url, "".join(process.said)
+        assert httpx.post(f"{process.url}/v1/completions", json={"prompt": "One"}, timeout=60).status_code == 200
 
 
 def test_versions_agree() -> None:
