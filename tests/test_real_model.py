@@ -153,7 +153,7 @@ def test_packed_weights_stay_near_float32(llm: LLM, packed: LLM, text_ids: list[
 
 @pytest.mark.native
 def test_packed_greedy_ids_are_the_same_at_one_four_and_ten_rows(packed: LLM) -> None:
-    """Prompts are read cold: of a kept one a row or two is left, and up to four rows attention sums in another order."""
+    """Read cold: of a kept prompt a row or two is left, and up to four rows attention sums in another order."""
     params, prompts = SamplingParams(max_tokens=64), PROMPTS + MORE_PROMPTS
     alone = [packed.generate(text, params=params).ids for text in prompts]
     for rows in (4, 10):
