@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,9 @@ def started(folder: Path, temporary: Path, *options: str) -> Iterator[Cluster]:
         assert cluster.url, "".join(cluster.said)
         yield cluster
     finally:
+        program.terminate()  # killed at once, it would leave Ray's helpers for a minute
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(60)
         program.kill()
         program.wait()
         thread.join()
