@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,9 @@ def started(folder: Path, temporary: Path, *options: str) -> Iterator[Cluster]:
         assert cluster.url, "".join(cluster.said)
         yield cluster
     finally:
+        program.terminate()  # killed at once, it would leave Ray's helpers for a minute
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(60)
         program.kill()
         program.wait()
         thread.join()
@@ -172,10 +175,11 @@ def test_a_response_is_found_where_it_is_kept(cluster: Cluster) -> None:
 
 
 def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:
-    asked = {"messages": conversation("on and on"), "max_tokens": 30_000, "stream": True}
+    asked = {**ASKED, "messages": conversation("on and on"), "max_tokens": 30_000, "stream": True}  # greedy: no end
     with cluster.client() as http:
         with http.stream("POST", "/v1/chat/completions", json=asked) as answer:
-            next(answer.iter_text())
+            pieces = answer.iter_text()  # held: httpx closes the connection with it
+            next(pieces)
             wait_for(lambda: sum(running(http)) == 1)
         wait_for(lambda: sum(running(http)) == 0)
 
