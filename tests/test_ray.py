@@ -175,10 +175,11 @@ def test_a_response_is_found_where_it_is_kept(cluster: Cluster) -> None:
 
 
 def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:
-    asked = {"messages": conversation("on and on"), "max_tokens": 30_000, "stream": True}
+    asked = {**ASKED, "messages": conversation("on and on"), "max_tokens": 30_000, "stream": True}  # greedy: no end
     with cluster.client() as http:
         with http.stream("POST", "/v1/chat/completions", json=asked) as answer:
-            next(answer.iter_text())
+            pieces = answer.iter_text()  # held: httpx closes the connection with it
+            next(pieces)
             wait_for(lambda: sum(running(http)) == 1)
         wait_for(lambda: sum(running(http)) == 0)
 

@@ -240,7 +240,8 @@ def test_a_client_that_leaves_ends_its_request(front: Front) -> None:
     services = [one.app.serving.registry.loaded[0].service for one in front.here.workers.values()]
     long = {**HELLO, "max_tokens": 20_000, "stream": True}
     with front.http.stream("POST", "/v1/chat/completions", json=long) as answer:
-        next(answer.iter_text())
+        pieces = answer.iter_text()  # held: httpx closes the connection with it
+        next(pieces)
         assert sum(service.running for service in services) == 1
     wait_for(lambda: not any(service.running for service in services))
     with pytest.raises(httpx.ReadTimeout):
