@@ -2,6 +2,9 @@
 # compiled once for each set of the processor's family; which one runs is decided when the package is used, by
 # src/pocketgem/kernels/cpu.py, which knows what each set needs.
 
+# Sets that are not to be built: the tests of one machine need not wait for those that it cannot run.
+set(POCKETGEM_LEAVE_OUT "" CACHE STRING "sets that are left out, separated by semicolons")
+
 # Adds all sets, and the list of them, to a target that has kernel_set.cpp. Further arguments are compiler options.
 function(pocketgem_kernel_sets target)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
@@ -27,6 +30,9 @@ endfunction()
 
 # isa.cpp once more: for the set `name`, in the vocabulary of simd/`simd`.h.
 function(pocketgem_kernel_set target name simd)
+  if(name IN_LIST POCKETGEM_LEAVE_OUT)
+    return()
+  endif()
   string(REPLACE "-" "_" identifier ${name})
   set(kernels kernels_${identifier})
   add_library(${kernels} OBJECT ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/isa.cpp)
@@ -45,6 +51,9 @@ endfunction()
 
 # The set multiplies many rows in a way of its own, the file `many`; a third name is the file it is written in.
 function(pocketgem_many_rows identifier many)
+  if(NOT TARGET kernels_${identifier})
+    return()
+  endif()
   target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_MANY="${many}")
   if(ARGN)
     target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_UNIT="${ARGN}")

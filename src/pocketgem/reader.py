@@ -5,8 +5,9 @@ asyncio, reads them with the same two readers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from pocketgem.answers import Finished, Piece, TokenLogprob
+from pocketgem.answers import Finished, Piece, Stats, TokenLogprob
 from pocketgem.engine.loop import Output
 from pocketgem.engine.request import FinishReason
 from pocketgem.flight import Run
@@ -25,15 +26,17 @@ class TextReader:
     def __init__(self, tokenizer: Tokenizer, run: Run) -> None:
         self.tokenizer, self.run, self.stopped = tokenizer, run, False
         self._decoder, self._stops = tokenizer.stream(), StopStrings(run.params.stop)
+        self._count = 0
 
     def read(self, output: Output) -> Piece:
         """What one output adds. The last one carries why it ended and the statistics."""
+        self._count += output.sampled is not None
         text, self.stopped = self._stops.push(self._decoder.push(self.run.visible(output)))
         finish = FinishReason.STOP if self.stopped else self.run.finish
         if finish is not None and not self.stopped:
             text += self._tail()
         ids = () if output.sampled is None else (output.sampled.id,)
-        stats = None if finish is None else self.run.stats
+        stats = None if finish is None else counted(self.run, self._count)
         return Piece(text, ids, logprobs_of(output, self.tokenizer), finish, stats)
 
     def _tail(self) -> str:
@@ -62,9 +65,11 @@ class ChatReader:
         self._stops = StopStrings(run.params.stop)
         self._found_stop = False
         self._logprobs: list[TokenLogprob] = []
+        self._count = 0
 
     def read(self, output: Output) -> list[Event]:
         """The events that are certain after one output."""
+        self._count += output.sampled is not None
         self._logprobs += logprobs_of(output, self.tokenizer)
         events = self._shown(self._parser.push(self.run.visible(output)))
         self.stopped = self._found_stop or self._parser.ended
@@ -78,8 +83,11 @@ class ChatReader:
         if rest := self._stops.finish():
             events.append(Content(rest))
         reason = FinishReason.STOP if self._found_stop else reason
-        ids, flaw = tuple(self.run.sequence.output_ids), self._parser.flaw
-        return [*events, Finished(reason, self.run.stats, ids, tuple(self._logprobs), flaw, self._stops.found)]
+        ids, flaw = tuple(self.run.sequence.output_ids[: self._count]), self._parser.flaw
+        return [
+            *events,
+            Finished(reason, counted(self.run, self._count), ids, tuple(self._logprobs), flaw, self._stops.found),
+        ]
 
     def _shown(self, events: list[Event]) -> list[Event]:
         """The events without what stop strings hold back; text before a call or a thought begins no stop string."""
@@ -96,6 +104,11 @@ class ChatReader:
             if not isinstance(event, Content):
                 shown.append(event)
         return shown
+
+
+def counted(run: Run, count: int) -> Stats:
+    """The run's statistics for ``count`` tokens that were read: the engine may have made one more before it was told."""
+    return replace(run.stats, completion_tokens=count)
 
 
 def logprobs_of(output: Output, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
