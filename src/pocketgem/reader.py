@@ -107,7 +107,7 @@ class ChatReader:
 
 
 def counted(run: Run, count: int) -> Stats:
-    """The run's statistics for ``count`` tokens that were read: the engine may have made one more before it was told."""
+    """The run's statistics for the ``count`` tokens that were read: the engine may have made one more meanwhile."""
     return replace(run.stats, completion_tokens=count)
 
 
