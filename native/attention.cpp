@@ -26,9 +26,10 @@ struct Range {
 
 // Positions of the keys a row sees.
 Range seen_by(const Queries& a, const KeySpan& span, long row) {
-    const long at = static_cast<long>(a.positions[row]);
+    const long at = static_cast<long>(a.sight.positions[row]);
+    const long last = a.sight.last ? static_cast<long>(a.sight.last[row]) : at;
     const long oldest = a.window ? at - a.window + 1 : span.first;
-    return {std::max(oldest, span.first), std::min(at + 1, span.first + span.keys)};
+    return {std::max(oldest, span.first), std::min(last + 1, span.first + span.keys)};
 }
 
 // Few keys are shared by all threads, many are not cut too small. Depends on nothing but the row's own keys.

@@ -13,15 +13,21 @@ struct KeySpan {
     long first = 0, keys = 0;
 };
 
-// What the rows of a call have in common. A row at position p sees the keys at positions p - window + 1 ... p; all
-// up to p where the window is 0. dim is a multiple of 32.
+// What rows see: a row at position p the keys at positions p - window + 1 ... p; all up to p where the window is 0. Rows
+// of one image see each other: `last` is the last position each of them sees, null where that is the row's own.
+struct Sight {
+    const std::int64_t* positions = nullptr;  // [rows]
+    const std::int64_t* last = nullptr;       // [rows]
+};
+
+// What the rows of a call have in common. dim is a multiple of 32.
 struct Queries {
     const float* q = nullptr;     // [rows, heads, dim], as projected: norm and rotation are still to come
     const float* norm = nullptr;  // [dim], or null for no weight
     float eps = 0;
-    const float* cos = nullptr;               // [rows, dim / 2]
-    const float* sin = nullptr;               // [rows, dim / 2]
-    const std::int64_t* positions = nullptr;  // [rows]
+    const float* cos = nullptr;  // [rows, dim / 2]
+    const float* sin = nullptr;  // [rows, dim / 2]
+    Sight sight;
     long heads = 0, kv_heads = 0, dim = 0, window = 0;
     float scale = 1;       // of the scores
     float* out = nullptr;  // [rows, heads, dim]

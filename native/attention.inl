@@ -45,9 +45,10 @@ struct Seen {
 };
 
 inline Seen seen_by(const Queries& a, const KeySpan& span, long row) {
-    const long at = static_cast<long>(a.positions[row]), last = span.first + span.keys;
+    const long at = static_cast<long>(a.sight.positions[row]), keys = span.first + span.keys;
+    const long last = a.sight.last ? static_cast<long>(a.sight.last[row]) : at;
     const long oldest = a.window ? at - a.window + 1 : span.first;
-    return {oldest > span.first ? oldest : span.first, at + 1 < last ? at + 1 : last};
+    return {oldest > span.first ? oldest : span.first, last + 1 < keys ? last + 1 : keys};
 }
 
 // Limits for `smaller`: at `kLimits.at + 64 - from` minus infinity up to `from`, then infinity; at `+ 128 - to`

@@ -70,17 +70,17 @@ void keys(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos
 }
 
 void attention(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,
-               const std::vector<ReadSpan>& spans, Address out) {
+               Address last, const std::vector<ReadSpan>& spans, Address out) {
     const std::vector<KeySpan> seen = spans_of(spans, rows);
     nb::gil_scoped_release unlocked;
     attend_layer(k, owned.layer, at<const float>(x), rows, {at<const float>(cos), at<const float>(sin)},
-                 at<const std::int64_t>(positions), seen.data(), static_cast<long>(seen.size()), at<float>(out));
+                 {at<const std::int64_t>(positions), at<const std::int64_t>(last)}, seen.data(), static_cast<long>(seen.size()), at<float>(out));
 }
 
 void whole(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,
-           const std::vector<ReadSpan>& spans, Address vectors, long stride, Address out) {
+           Address last, const std::vector<ReadSpan>& spans, Address vectors, long stride, Address out) {
     if (owned.layer.into && !vectors) throw nb::value_error("layer: this layer takes a vector for each row");
-    attention(k, owned, x, rows, cos, sin, positions, spans, out);
+    attention(k, owned, x, rows, cos, sin, positions, last, spans, out);
     nb::gil_scoped_release unlocked;
     feed_forward(k, owned.layer, at<float>(out), rows, at<const float>(vectors), stride);
 }

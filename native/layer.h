@@ -31,7 +31,7 @@ void write_layer_keys(Kernels& kernels, const Layer& layer, const float* x, long
 
 // out = x + norm(attention(norm(x))); out may be x.
 void attend_layer(Kernels& kernels, const Layer& layer, const float* x, long rows, const Angles& angles,
-                  const std::int64_t* positions, const KeySpan* spans, long count, float* out);
+                  const Sight& sight, const KeySpan* spans, long count, float* out);
 
 // x = (x + norm(mlp(norm(x)))) * factor, in place; where the layer has a vector [rows] `stride` floats apart, it comes
 // in between.

@@ -36,12 +36,14 @@ struct Call {
     Shape shape;
     long rows;
     std::vector<float> q, norm, cos, sin;
-    std::vector<std::int64_t> positions;
+    std::vector<std::int64_t> positions, last;
     std::vector<std::uint16_t> k[2], v[2];
     KeySpan spans[2];
 
     // `keys`, and the position of the first: the last rows of each sequence are its last positions.
-    Call(Random& random, const Shape& shape, const long (&counts)[2], const long (&keys)[2], long first)
+    // With `blocks` most rows see on to the end of their nine.
+    Call(Random& random, const Shape& shape, const long (&counts)[2], const long (&keys)[2], long first,
+         bool blocks = false)
         : shape(shape),
           rows(counts[0] + counts[1]),
           q(random.floats(rows * shape.heads * shape.dim)),
@@ -55,11 +57,15 @@ struct Call {
             k[s] = bfloats(random, keys[s] * shape.kv_heads * shape.dim);
             v[s] = bfloats(random, keys[s] * shape.kv_heads * shape.dim);
             spans[s] = {start, start + counts[s], k[s].data(), v[s].data(), from, keys[s]};
-            for (long r = 0; r < counts[s]; ++r) positions.push_back(from + keys[s] - counts[s] + r);
+            const long rest = from + keys[s] - counts[s];
+            for (long r = 0; r < counts[s]; ++r) {
+                positions.push_back(rest + r);
+                last.push_back(blocks && r % 5 ? rest + std::min(r / 9 * 9 + 8, counts[s] - 1) : rest + r);
+            }
         }
     }
     Queries queries(float* out) const {
-        return {q.data(),    norm.data(),    kEps,      cos.data(),   sin.data(), positions.data(),
+        return {q.data(),       norm.data(), kEps,           cos.data(), sin.data(),   {positions.data(), last.data()},
                 shape.heads, shape.kv_heads, shape.dim, shape.window, 0.3f,       out};
     }
 };
@@ -69,20 +75,20 @@ std::vector<double> attended(const Call& a, const KeySpan& span, long row, long 
     const std::vector<double> q = turned(a.q.data() + (row * a.shape.heads + head) * dim, a.norm,
                                          a.cos.data() + row * half, a.sin.data() + row * half);
     std::vector<double> out(static_cast<std::size_t>(dim)), scores;
-    const long at = a.positions[static_cast<std::size_t>(row)];
+    const long at = a.positions[static_cast<std::size_t>(row)], last = a.last[static_cast<std::size_t>(row)];
     const long oldest = std::max(span.first, a.shape.window ? at - a.shape.window + 1 : span.first);
     const auto number = [&](const std::uint16_t* all, long key, long d) {
         return bfloat(all[((key - span.first) * a.shape.kv_heads + kv_head) * dim + d]);
     };
     double most = -1e300, total = 0;
-    for (long key = oldest; key <= at; ++key) {
+    for (long key = oldest; key <= last; ++key) {
         double score = 0;
         for (long d = 0; d < dim; ++d) score += q[static_cast<std::size_t>(d)] * number(span.k, key, d);
         scores.push_back(score * static_cast<double>(0.3f));
         most = std::max(most, scores.back());
     }
     for (double& score : scores) score = std::exp(score - most), total += score;
-    for (long key = oldest; key <= at; ++key) {
+    for (long key = oldest; key <= last; ++key) {
         const double share = scores[static_cast<std::size_t>(key - oldest)] / total;
         for (long d = 0; d < dim; ++d) out[static_cast<std::size_t>(d)] += share * number(span.v, key, d);
     }
@@ -163,6 +169,7 @@ void check_attention(const KernelSet& set, Report& report, bool quick) {
         check_call(set, Call(random, shape, {1, 40}, {7, 131}, 5), report);
         check_call(set, Call(random, shape, {3, 2}, {600, 300}, 77), report);
         check_call(set, Call(random, shape, {5, 17}, {5, 17}, 0), report);
+        check_call(set, Call(random, shape, {3, 40}, {60, 131}, 5, true), report);
         check_keys(set, shape, 5, false, report);
         check_keys(set, shape, quick ? 9 : 200, true, report);
     }

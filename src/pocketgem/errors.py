@@ -9,6 +9,7 @@ PocketgemError
 │   ├── TokenizerError       the vocabulary is damaged, or text that cannot become ids
 │   ├── TemplateError        the chat template is missing, refuses the messages or breaks its limits
 │   └── PromptError          empty or over-long prompt, bad sampling option
+│       └── MediaError           an image, sound or video that cannot be read, is too large or not allowed
 └── RunError                 the run itself failed: exit code 1, HTTP 5xx
     ├── BusyError                more requests wait than may, or the service is closing: try again, HTTP 503
     └── StalledError             a reader left too much of its answer unread
@@ -49,6 +50,10 @@ class TemplateError(InputError):
 
 class PromptError(InputError):
     """An empty or over-long prompt, or a sampling option out of range."""
+
+
+class MediaError(PromptError):
+    """An image, a sound or a video that cannot be read, passes a limit or is of a kind that is not taken."""
 
 
 class RunError(PocketgemError):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pocketgem.config.fields import MAX_LAYERS, MAX_SIZE, Fields
-from pocketgem.config.hf import FULL, SLIDING, kv_source
+from pocketgem.config.hf import FULL, SLIDING, both_ways, kv_source
 from pocketgem.config.model import (
     AltUpConfig,
     ExpertsConfig,
@@ -72,6 +72,8 @@ def _layers(
     cutoffs = _sparsity_cutoffs(meta, count) if family == "gemma3n" else [None] * count
     window = meta.int("attention.sliding_window", {"gemma3": 4096, "gemma3n": 512, "gemma4": 512}[family])
     value_is_key = _values_are_keys(meta, types[: count - shared], shapes) if family == "gemma4" else False
+    # No key says so; of the released Gemma 4 those without per-layer embeddings see images whole.
+    whole = not meta.int("embedding_length_per_layer_input", 0, low=0)
     layers = []
     for index, kind in enumerate(types):
         head_dim = _head_dim(meta, kind)
@@ -87,6 +89,7 @@ def _layers(
                 kv_layer=kv_layer,
                 rope=_rope(meta, family, kind, head_dim, rope_freqs),
                 value_is_key=value_is_key and kind == FULL,
+                both_ways=both_ways(family, kind, whole),
                 sparsity_cutoff=cutoffs[index],
             )
         )

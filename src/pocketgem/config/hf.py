@@ -61,6 +61,7 @@ def from_hf(config: Mapping[str, object], where: str = "config.json") -> ModelCo
         altup=_altup(text) if family == "gemma3n" else None,
         tied_head=text.bool("tie_word_embeddings", top.bool("tie_word_embeddings", True)),
         bos_id=text.int("bos_token_id", 2, low=0),
+        pad_id=text.int("pad_token_id", 0, low=0),
         eos_ids=_eos_ids(top, text),
         vision=top.section("vision_config").data if top.has("vision_config") else None,
         audio=top.section("audio_config").data if top.has("audio_config") else None,
@@ -106,6 +107,7 @@ def _layers(text: Fields, family: Family, unified: bool, types: list[str]) -> tu
     window = text.int("sliding_window", 1024 if unified else {"gemma3": 4096, "gemma3n": 512, "gemma4": 512}[family])
     heads = _heads(text, family, types)
     value_is_key = text.bool("attention_k_eq_v", False)
+    whole = family == "gemma3" or text.raw("use_bidirectional_attention", None) == "vision"
     layers = []
     for index, kind in enumerate(types):
         kv_heads, head_dim = heads[index]
@@ -120,10 +122,17 @@ def _layers(text: Fields, family: Family, unified: bool, types: list[str]) -> tu
                 kv_layer=kv_source(types, index, count - shared),
                 rope=_rope(text, family, kind, head_dim),
                 value_is_key=value_is_key and kind == FULL,
+                both_ways=both_ways(family, kind, whole),
                 sparsity_cutoff=cutoffs[index],
             )
         )
     return tuple(layers)
+
+
+def both_ways(family: Family, kind: str, whole: bool) -> bool:
+    """Whether rows of one image see each other in a layer, of a model that sees images ``whole``: Gemma 3 everywhere,
+    Gemma 4 in its sliding layers."""
+    return whole and (family == "gemma3" or (family == "gemma4" and kind == SLIDING))
 
 
 def kv_source(types: list[str], index: int, first_shared: int) -> int:

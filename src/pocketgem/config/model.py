@@ -38,6 +38,7 @@ class LayerConfig:
     kv_layer: int  # the layer whose K/V this one attends to
     rope: Rope
     value_is_key: bool = False  # v = the raw key projection
+    both_ways: bool = False  # rows of one image see each other
     sparsity_cutoff: float | None = None  # Gemma 3n: gate values below mean + cutoff * std are dropped
 
     @property
@@ -94,6 +95,7 @@ class ModelConfig:
     tied_head: bool = True
     bos_id: int | None = 2
     eos_ids: tuple[int, ...] = (1,)
+    pad_id: int = 0  # what stands in the per-layer table for rows that are no tokens
     vision: Mapping[str, object] | None = field(default=None, hash=False)
     audio: Mapping[str, object] | None = field(default=None, hash=False)
     unified: bool = False  # the 12B: media enter without encoders
@@ -105,6 +107,11 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def sees_images_whole(self) -> bool:
+        """Whether rows of one image see each other in some layer: then they must be computed in one step."""
+        return any(layer.both_ways for layer in self.layers)
 
     @property
     def last_writer(self) -> int:

@@ -167,5 +167,5 @@ def _gemma4(config: ModelConfig, first: LayerConfig) -> Json:
         "num_experts": experts.num_experts if experts else None,
         "top_k_experts": experts.top_k if experts else None,
         "moe_intermediate_size": experts.intermediate_size if experts else None,
-        "use_bidirectional_attention": None,
+        "use_bidirectional_attention": "vision" if config.sees_images_whole else None,
     }

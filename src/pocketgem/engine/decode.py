@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from pocketgem.engine.scheduler import Turn
 from pocketgem.engine.scoring import score_rows
 from pocketgem.errors import PocketgemError, RunError
 from pocketgem.model.cache import Cache, Step
-from pocketgem.model.gemma import Gemma
+from pocketgem.model.gemma import Gemma, Soft
 
 
 @dataclass
@@ -25,7 +26,7 @@ class State:
     """What a request owns beside its integers. The generator outlives a preemption, the cache does not."""
 
     generator: torch.Generator
-    ids: npt.NDArray[np.int32]  # of the prompt
+    ids: npt.NDArray[np.int32]  # by which the prompt's past is found
     points: list[int]  # positions of the prompt, descending, whose past is to be kept when it is there
     begun: bool = False  # admitted once
     cache: Cache | None = None  # None: not admitted, or preempted
@@ -59,8 +60,10 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         [turn.count for turn in turns],
         logits=wanted,
     )
+    if model.config.sees_images_whole:
+        step = replace(step, last=_last(turns, step.positions))
     with _threads_of(model):
-        inputs = model.embed(torch.tensor(ids))
+        inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs
         hidden = model(inputs, step)
         step.commit()
@@ -118,6 +121,33 @@ def _next_ids(turn: Turn) -> tuple[int, ...]:
     if sequence.output_ids and turn.count == 1:
         return (sequence.output_ids[-1],)  # decode: do not copy the whole history for one id
     return sequence.ids[sequence.num_computed : sequence.num_computed + turn.count]
+
+
+def _soft(turns: Seq[Turn]) -> Soft | None:
+    """The rows of media among those of the step."""
+    rows, vectors, row = [], [], 0
+    for turn in turns:
+        start, stop = turn.sequence.num_computed, turn.sequence.num_computed + turn.count
+        for insert in turn.sequence.request.inserts:
+            begin, end = max(insert.start, start), min(insert.stop, stop)
+            if begin < end:
+                rows.append(torch.arange(begin, end) + (row - start))
+                vectors.append(cast(torch.Tensor, insert.vectors)[begin - insert.start : end - insert.start])
+        row += turn.count
+    return Soft(torch.cat(rows), torch.cat(vectors)) if rows else None
+
+
+def _last(turns: Seq[Turn], positions: torch.Tensor) -> torch.Tensor | None:
+    """The last position each row sees where rows of one image see each other; None where there is no image."""
+    last, row = None, 0
+    for turn in turns:
+        start, stop = turn.sequence.num_computed, turn.sequence.num_computed + turn.count
+        for insert in turn.sequence.request.inserts:
+            if insert.whole and start <= insert.start and insert.stop <= stop:
+                last = positions.clone() if last is None else last
+                last[row + insert.start - start : row + insert.stop - start] = insert.stop - 1
+        row += turn.count
+    return last
 
 
 def _coming(turns: Seq[Turn]) -> list[int]:

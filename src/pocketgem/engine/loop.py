@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pocketgem.engine.decode import State, advance, failure
+from pocketgem.engine.inserts import begun, past_ids
 from pocketgem.engine.past_folder import PastFolder
 from pocketgem.engine.points import keep_points
 from pocketgem.engine.prefix import WHOLE, Hit, Ids, PrefixStore, Scope
@@ -89,7 +90,7 @@ class Engine:
         """Queue the sequence of a request that was checked."""
         self.scheduler.add(sequence)
         request = sequence.request
-        ids = np.array(request.prompt_ids, np.int32)
+        ids = past_ids(request.prompt_ids, request.inserts)
         self.states[sequence] = State(make_generator(request.params.seed), ids, keep_points(request, self.turn_ids))
 
     def step(self) -> list[Output]:
@@ -125,7 +126,10 @@ class Engine:
         if sequence.request.params.prompt_logprobs is not None and sequence.num_scored < sequence.num_prompt:
             sequence.reuse_reason = WHOLE
             return
-        hit = self._find(_scope(sequence), _known(sequence, state, sequence.num_ids))
+        known = _known(sequence, state, sequence.num_ids)
+        hit = self._find(_scope(sequence), known)
+        if (whole := begun(sequence.request.inserts, hit.position)) < hit.position:
+            hit = self._find(_scope(sequence), known[: whole + 1])
         if hit.window is not None:
             restore(state.cache, hit.rows, hit.window, hit.position)
         sequence.num_computed = hit.position

@@ -12,7 +12,8 @@ from pocketgem.config import ModelConfig
 from pocketgem.errors import CheckpointError, PocketgemError, PromptError
 
 if TYPE_CHECKING:
-    from pocketgem.engine.guide import Guide  # it speaks numpy, which a wrong option must not wait for
+    from pocketgem.engine.guide import Guide  # they speak numpy, which a wrong option must not wait for
+    from pocketgem.engine.inserts import Insert
 
 MAX_LOGPROBS = 20  # alternatives an answer may list; what the OpenAI API allows
 MAX_STOPS = 64  # every stop string is looked for in every piece of text
@@ -151,6 +152,7 @@ class Request:
     cache_salt   requests of one salt share kept pasts, and with no other salt
     checkpoints  positions of the prompt where another is likely to go on differently, such as the ends of turns:
                  the past up to there is kept if there is memory for it (see ``engine/points.py``)
+    inserts      media: rows in place of embeddings, in order of their positions (see ``engine/inserts.py``)
 
     Raises PromptError for an empty prompt or an id that cannot be one.
     """
@@ -163,11 +165,17 @@ class Request:
     adapter: str | None = field(default=None, kw_only=True)
     cache_salt: str | None = field(default=None, kw_only=True)
     checkpoints: tuple[int, ...] = field(default=(), kw_only=True)
+    inserts: "tuple[Insert, ...]" = field(default=(), kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise PromptError(f"request {_shown(self.id)}: the prompt is empty; give at least one id")
         _check_ids("prompt_ids", self.prompt_ids)
+        at = 0
+        for insert in self.inserts:
+            if insert.count < 1 or insert.start < at or insert.stop > len(self.prompt_ids):
+                raise PromptError(f"request {_shown(self.id)}: media rows {insert.start} to {insert.stop} have no place")
+            at = insert.stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pocketgem.engine.inserts import uncut
 from pocketgem.engine.queue import FairQueue
 from pocketgem.engine.request import Sequence
 from pocketgem.errors import PromptError
@@ -85,7 +86,8 @@ class Scheduler:
         shares = self._shares([left[at] for at in reading], len(reading) < len(left)) if reading else []
         counts = [1] * len(left)
         for at, share in zip(reading, shares, strict=True):
-            counts[at] = share
+            one = self.running[at]
+            counts[at] = uncut(one.request.inserts, one.num_computed, share)
         planned = zip(self.running, counts, left, strict=True)
         return [Turn(one, count, count == all) for one, count, all in planned if count], preempted
 

@@ -18,6 +18,7 @@ from pocketgem import kernels
 Tables = tuple[Tensor, Tensor]
 # Rows of a call and where their keys and values are: addresses of contiguous bfloat16 [keys, kv_heads, head_dim].
 Target = tuple[int, int, int, int]  # start, stop, place of the keys, place of the values
+Sight = tuple[Tensor, Tensor | None]  # [rows] int64: positions, and the last positions seen where they are others
 Span = tuple[int, int, int, int, int, int]  # start, stop, keys, values, position of the first key, number of keys
 PLAIN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -249,10 +250,10 @@ class Compute:
             targets,
         )
 
-    def attend(self, heads: Heads, q: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span]) -> Tensor:
+    def attend(self, heads: Heads, q: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span]) -> Tensor:
         """Norm and rotate the raw queries q ``[rows, heads * head_dim]`` and attend: the same shape.
 
-        A row at position p sees the keys at p - window + 1 ... p of its span.
+        A row at position p sees the keys at p - window + 1 ... p of its span, or those up to its ``last``.
         """
         out = torch.empty_like(q)
         self._native.attend(
@@ -260,7 +261,7 @@ class Compute:
             _rows(q, heads.num_heads * heads.head_dim),
             *_norm(heads.q_norm),
             *_angles(tables, heads.head_dim),
-            positions.data_ptr(),
+            *_sight(sight),
             q.shape[0],
             heads.num_heads,
             heads.num_kv_heads,
@@ -336,17 +337,17 @@ class FusedDecoder:
             targets,
         )
 
-    def attention(self, x: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span]) -> Tensor:
+    def attention(self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span]) -> Tensor:
         """``x + norm(attention(norm(x)))``."""
         out = torch.empty_like(x)
         angles, rows = _angles(tables, 2 * self._half), _rows(x, self._hidden)
         self._native.layer_attention(
-            self._kernels, self._layer, rows, x.shape[0], *angles, positions.data_ptr(), spans, out.data_ptr()
+            self._kernels, self._layer, rows, x.shape[0], *angles, *_sight(sight), spans, out.data_ptr()
         )
         return out
 
     def run(
-        self, x: Tensor, tables: Tables, positions: Tensor, spans: Sequence[Span], vectors: Tensor | None
+        self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span], vectors: Tensor | None
     ) -> Tensor:
         """The whole layer: ``[rows, hidden] -> [rows, hidden]``. vectors: ``[rows, dim]`` where it takes them."""
         vector, stride = (0, 0) if vectors is None else (vectors.data_ptr(), vectors.stride(0))
@@ -360,7 +361,7 @@ class FusedDecoder:
             rows,
             x.shape[0],
             *angles,
-            positions.data_ptr(),
+            *_sight(sight),
             spans,
             vector,
             stride,
@@ -384,6 +385,11 @@ def _rows(x: Tensor, width: int) -> int:
 
 def _norm(norm: Norm | None) -> tuple[int, float]:
     return (0, 0.0) if norm is None else (norm.weight.data_ptr(), norm.eps)
+
+
+def _sight(sight: Sight) -> tuple[int, int]:
+    positions, last = sight
+    return positions.data_ptr(), 0 if last is None else last.data_ptr()
 
 
 def _angles(tables: Tables, head_dim: int) -> tuple[int, int]:

@@ -163,7 +163,8 @@ class Span:
 class Step:
     """One forward pass over packed rows: who they belong to, where they stand, whose logits are wanted.
 
-    Positions lie on the device of the caches. ``logit_rows`` are row numbers, ascending, on the CPU; ``skip`` lets rows
+    Positions lie on the device of the caches; so does ``last``, the last position each row sees in layers that see
+    images whole, None where no row of the step is an image's. ``logit_rows`` are row numbers, ascending, on the CPU; ``skip`` lets rows
     nobody asked for stop at the last layer that writes.
     """
 
@@ -171,6 +172,7 @@ class Step:
     positions: Tensor  # [rows] int64
     logit_rows: Tensor  # [wanted] int64
     skip: bool = True
+    last: Tensor | None = None  # [rows] int64
 
     @classmethod
     def packed(
@@ -188,6 +190,13 @@ class Step:
             wanted.append(torch.arange(row + count - asked, row + count))
             row += count
         return cls(tuple(spans), torch.cat(positions).to(caches[0].device), torch.cat(wanted), skip)
+
+    def sight(self, layer: LayerConfig, rows: slice | None = None) -> tuple[Tensor, Tensor | None]:
+        """Positions of these rows, and the last ones they see where that is not their own."""
+        last = self.last if layer.both_ways else None
+        if rows is None:
+            return self.positions, last
+        return self.positions[rows], None if last is None else last[rows]
 
     def reserve(self, layer: int) -> tuple[Slot, ...]:
         """Room for the rows of each span in ``layer``."""
@@ -208,7 +217,9 @@ class Step:
         for span, (start, stop) in zip(self.spans, torch.searchsorted(self.logit_rows, bounds).tolist(), strict=True):
             spans.append(Span(span.cache, start, stop))
         kept = self.logit_rows
-        return replace(self, spans=tuple(spans), positions=self.positions[kept], logit_rows=torch.arange(len(kept)))
+        last = None if self.last is None else self.last[kept]
+        rows = torch.arange(len(kept))
+        return replace(self, spans=tuple(spans), positions=self.positions[kept], logit_rows=rows, last=last)
 
     def commit(self) -> None:
         """The pass succeeded: its tokens are part of every sequence's past."""

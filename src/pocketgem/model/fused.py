@@ -26,19 +26,18 @@ class FusedAttention(nn.Module):
 
     def __init__(self, attention: Attention, compute: Compute) -> None:
         super().__init__()
-        layer, self.compute = attention.layer, compute
+        self.layer, self.compute = attention.layer, compute
         self.output = matrix_of(attention.o_proj)
-        self.index = layer.index
         self.heads = plain_heads(attention)
         self.query = matrix_of(attention.q_proj)
-        if layer.writes_kv:
+        if self.layer.writes_kv:
             sources = (attention.k_proj,) if attention.v_proj is None else (attention.k_proj, attention.v_proj)
             self.sources = [matrix_of(source) for source in sources]
 
     def keys(self, x: Tensor, tables: Tables, step: Step) -> tuple[KeysValues, ...]:
         """Project and store K/V of x ``[rows, hidden]``."""
         raw = self.compute.linears(x.contiguous(), self.sources)
-        slots = step.reserve(self.index)
+        slots = step.reserve(self.layer.index)
         targets = targets_of(step, slots)
         self.compute.write_keys(self.heads, raw[0], raw[-1], tables, targets)
         return tuple(slot.seen for slot in slots)
@@ -47,7 +46,7 @@ class FusedAttention(nn.Module):
         """Attend from rows x ``[rows, hidden]`` to what each span has seen."""
         q = self.compute.linear(x.contiguous(), self.query)
         spans = spans_of(ask)
-        seen = self.compute.attend(self.heads, q, ask.tables, ask.step.positions, spans)
+        seen = self.compute.attend(self.heads, q, ask.tables, ask.step.sight(self.layer), spans)
         return self.compute.linear(seen, self.output)
 
 
@@ -99,8 +98,8 @@ class FusedLayer(nn.Module):
         """x ``[rows, hidden]``, vector ``[rows, dim]`` or None -> ``[rows, hidden]``."""
         spans = spans_of(ask)
         if self.plain.routed is None:
-            return self.layer.run(x, ask.tables, ask.step.positions, spans, vector)
-        x = self.layer.attention(x, ask.tables, ask.step.positions, spans)
+            return self.layer.run(x, ask.tables, ask.step.sight(self.plain.layer), spans, vector)
+        x = self.layer.attention(x, ask.tables, ask.step.sight(self.plain.layer), spans)
         routes = self.plain.routed.route(x)
         mixed = self.plain.routed(x, self.dense(x), routes)
         out: Tensor = (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor

@@ -30,6 +30,14 @@ class Inputs:
     per_layer: Tensor | None  # [rows, layers, dim]
 
 
+@dataclass(frozen=True)
+class Soft:
+    """Rows that are no tokens: what a tower made of a picture or a sound."""
+
+    rows: Tensor  # [n] int64, ascending, on the CPU
+    vectors: Tensor  # [n, hidden]
+
+
 Routes = tuple[Tensor, Tensor]  # weights and indices, each [rows, top_k]
 
 
@@ -128,9 +136,17 @@ class Gemma(nn.Module):
         """An empty past for one sequence, of at most ``limit`` tokens where that is known."""
         return Cache(self.config, self.cache_dtype or self.dtype, self.device, limit)
 
-    def embed(self, ids: Tensor) -> Inputs:
-        """ids ``[rows]`` int64 on the CPU -> scaled embeddings and per-layer vectors, on the model's device."""
+    def embed(self, ids: Tensor, soft: Soft | None = None) -> Inputs:
+        """ids ``[rows]`` int64 on the CPU -> scaled embeddings and per-layer vectors, on the model's device.
+
+        soft: rows whose ids are placeholders; their vectors are taken as they are, and the per-layer table has the
+        padding token's row for them.
+        """
+        if soft is not None:
+            ids = ids.index_fill(0, soft.rows, self.config.pad_id)
         x = self.embed_tokens(ids)
+        if soft is not None:
+            x[soft.rows.to(x.device)] = soft.vectors.to(x.device, x.dtype)
         return Inputs(x, None if self.per_layer is None else self.per_layer(ids, x))
 
     def expect(self, ids: Sequence[int]) -> None:

@@ -132,7 +132,8 @@ class Attention(nn.Module):
             if span.stop == span.start:
                 continue
             rows = slice(span.start, span.stop)
-            mask = ops.visible(ask.step.positions[rows], past.first, len(past.k), self.layer.window)
+            positions, last = ask.step.sight(self.layer, rows)
+            mask = ops.visible(positions, past.first, len(past.k), self.layer.window, last)
             out[rows] = ops.attention(q[rows], past.k, past.v, mask, self.scale)
         projected: Tensor = self.o_proj(out.view(len(x), -1))
         return projected

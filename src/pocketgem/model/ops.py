@@ -91,13 +91,17 @@ def _attention_one_row(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.bmm(weights, v.transpose(0, 1)).view(1, -1, v.shape[-1])
 
 
-def visible(query_positions: Tensor, first_key: int, num_keys: int, window: int | None) -> Tensor | None:
+def visible(
+    query_positions: Tensor, first_key: int, num_keys: int, window: int | None, last: Tensor | None = None
+) -> Tensor | None:
     """Which keys each query sees: causal, and no further back than ``window`` tokens, itself included.
+
+    last: ``[rows]``, the last position each sees, where that is not its own (rows of one image see each other).
 
     Keys lie at consecutive positions from ``first_key``. Returns ``[rows, keys]`` bool, or None when all see all.
     """
-    if query_positions.shape[0] == 1 and (window is None or num_keys <= window):
+    if last is None and query_positions.shape[0] == 1 and (window is None or num_keys <= window):
         return None  # one row at the end of its own keys
     keys = torch.arange(first_key, first_key + num_keys, device=query_positions.device)
-    distance = query_positions[:, None] - keys  # [rows, keys]
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    seen = keys <= (query_positions if last is None else last)[:, None]  # [rows, keys]
+    return seen if window is None else seen & (query_positions[:, None] - keys < window)
