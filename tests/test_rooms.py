@@ -20,7 +20,7 @@ FLOORS: dict[str, int] = {
     "engine": 5, "media": 5, "text": 5,
     "answers": 6, "parts": 6,
     "flight": 7, "senses": 7,
-    "reader": 8,
+    "reader": 8, "opening": 8, "measure": 8,
     "llm": 9,
     "service": 10, "info": 10, "bench": 10, "convert": 10,
     "serve": 11,
