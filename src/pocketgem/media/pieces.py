@@ -1,4 +1,4 @@
-"""A sound longer than a model hears at once, in pieces that overlap; and their texts, in one again.
+"""A sound longer than a model hears at once, in pieces that overlap; and their texts, as one again.
 
 A piece ends where it is quietest near the limit, and the next begins a little before that, so that a word cut in two is
 whole in one of them. What both pieces say there is one run of words, and is kept once.
@@ -80,11 +80,11 @@ def quietest(samples: Floats) -> int:
 # ---- texts -----------------------------------------------------------------------------------------------------------
 
 
-def joined(texts: Sequence[str]) -> str:
-    """The texts of pieces that overlap, as one: what two neighbours both say about their seam is kept once."""
+def glued(parts: Sequence[str]) -> str:
+    """Parts of a text as one, with spaces between them where their script has spaces."""
     whole = ""
-    for part in own_parts(texts):
-        whole += part if not whole or not part or _meets_unspaced(whole, part) else f" {part}"
+    for part in filter(None, parts):
+        whole += part if not whole or _meets_unspaced(whole, part) else f" {part}"
     return whole
 
 

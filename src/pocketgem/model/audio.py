@@ -53,15 +53,16 @@ def build_audio(config: ModelConfig, tensors: Tensors, where: str) -> nn.Module:
     """
     if config.audio is None or config.family != "gemma4":
         raise UnsupportedError(f"{where}: audio towers of {config.family} are not run by this version")
-    as_is = _scales_as_is(tensors, where)
-    wanted = audio_shapes(config)
-    present = {name.replace(SCALE_AS_IS, SCALE) if as_is else name: tensor for name, tensor in tensors.items()}
-    check_tower(wanted, present, where)
+    present = {name.replace(SCALE_AS_IS, SCALE): tensor for name, tensor in tensors.items()}
+    if len(present) < len(tensors):
+        raise WeightsError(f"{where}: scales of queries are there in two forms")
+    check_tower(audio_shapes(config), present, where)
     with torch.device("meta"):
         empty = _empty(config, Fields(config.audio, f"{where}: audio_config"))
     tower = filled(empty, present)
-    if isinstance(tower, ConformerTower) and not as_is:
-        _apply_softplus(tower)
+    for name in tensors:
+        if name.endswith(SCALE):
+            _soften(tower.get_submodule(name.rpartition(".")[0]))
     return tower
 
 
@@ -72,16 +73,7 @@ def _empty(config: ModelConfig, fields: Fields) -> nn.Module:
     return ConformerTower(read_conformer(fields), config.hidden_size)
 
 
-def _scales_as_is(tensors: Tensors, where: str) -> bool:
-    """Whether the scales of queries come from an mmproj file, softplus applied. Raises WeightsError for some of each."""
-    as_is = sum(name.endswith(SCALE_AS_IS) for name in tensors)
-    if as_is and any(name.endswith(SCALE) for name in tensors):
-        raise WeightsError(f"{where}: scales of queries are there in two forms")
-    return as_is > 0
-
-
-def _apply_softplus(tower: ConformerTower) -> None:
-    for layer in tower.audio_tower.layers:
-        attention = cast(nn.Module, layer.self_attn)
-        scale = cast(Tensor, attention.per_dim_scale)
-        attention.per_dim_scale = nn.Parameter(F.softplus(scale), requires_grad=False)
+def _soften(attention: nn.Module) -> None:
+    """Apply the softplus that an mmproj file's scales have had already."""
+    scale = cast(Tensor, attention.per_dim_scale)
+    attention.per_dim_scale = nn.Parameter(F.softplus(scale), requires_grad=False)

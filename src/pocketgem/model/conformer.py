@@ -129,7 +129,7 @@ class LightConv(nn.Module):
         return x + self.linear_end(mixed)  # type: ignore[no-any-return]
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Row t is a weighted sum of rows t - kernel + 1 to t: shifted rows added up, faster than a grouped convolution."""
+        """Row t is a weighted sum of rows t - kernel + 1 to t. Shifted rows added up: faster than a grouped kernel."""
         taps = self.depthwise_conv1d.weight.float()[:, 0]  # [hidden, kernel]
         padded = F.pad(x, (0, 0, self.kernel - 1, 0))
         out = padded[: len(x)] * taps[:, 0]
