@@ -33,6 +33,7 @@ from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
 from pocketgem.measure import embedding, score
 from pocketgem.media.decode import Decoder
+from pocketgem.media.given import Budget, checked_budget
 from pocketgem.memory.experts import ExpertUse
 from pocketgem.memory.fit import Wish
 from pocketgem.memory.options import plan_here
@@ -47,7 +48,6 @@ from pocketgem.parts import checked_device, defaults_of, identity_of, model_of, 
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.senses import Senses
 from pocketgem.senses.layout import Laid
-from pocketgem.senses.medium import Budget, checked_budget
 from pocketgem.text.chat import Chat
 from pocketgem.text.events import Event
 from pocketgem.text.grammar import Grammars

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
@@ -22,10 +23,11 @@ from pocketgem.config import ModelConfig
 from pocketgem.engine.inserts import Insert
 from pocketgem.errors import MediaError, RunError
 from pocketgem.media.decode import Decoder
+from pocketgem.media.given import Budget, checked_budget
 from pocketgem.media.kinds import Clip, Frames, Patches, Picture, Sound
 from pocketgem.senses import prepare
 from pocketgem.senses.layout import Laid, Layout
-from pocketgem.senses.medium import Budget, Medium, Wanted, checked_budget, wanted
+from pocketgem.senses.medium import Medium, Wanted, wanted
 from pocketgem.senses.shelf import Encoded, Shelf
 from pocketgem.text.media import Kind, Part
 from pocketgem.text.tokenizer import Tokenizer
@@ -134,6 +136,20 @@ class Senses:
             )
             for start, row in laid.rows
         )
+
+    def picture(self, given: bytes | Path | Picture) -> Picture:
+        """A picture decoded. Raises MediaError."""
+        made = self._decoded(wanted({"type": "image", "image": given}, self.budget))
+        if not isinstance(made, Picture):
+            raise TypeError("an image is decoded to a Picture")
+        return made
+
+    def clip(self, given: bytes | Path | Clip, frames: int | None = None) -> Clip:
+        """A video decoded, with so many of its frames. Raises MediaError."""
+        made = self._decoded(wanted({"type": "video", "video": given, "frames": frames}, self.budget))
+        if not isinstance(made, Clip):
+            raise TypeError("a video is decoded to a Clip")
+        return made
 
     def drop(self) -> None:
         """Give back the memory of towers and of encoded media."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from pocketgem.errors import MediaError
+from pocketgem.media.given import Budget, checked_budget, read_file
 from pocketgem.media.kinds import Clip, Frames, Patches, Picture, Sound
-from pocketgem.media.patches import BUDGETS
 from pocketgem.text.media import Kind
 
-Budget = int | Literal["auto"]  # rows for one image; auto: the fewest that lose no detail
 
-MAX_FILE = 512 << 20  # bytes; what a kind of file may have is the decoder's to say
 USUAL_FRAMES, FRAME_BUDGET = 32, 70  # of a video: pictures, and rows for each, as Gemma 4's own processor takes them
 MAX_FRAMES = 256
 _DECODED = {"image": Picture, "audio": Sound, "video": Clip}
@@ -101,26 +97,6 @@ def wanted(part: Mapping[str, object], usual: Budget) -> Wanted:
         checked_budget(budget) if budget is not None else FRAME_BUDGET if kind == "video" else usual,
         USUAL_FRAMES if frames is None else _frames(frames),
     )
-
-
-def checked_budget(value: object) -> Budget:
-    """``value`` if it is a budget. Raises MediaError."""
-    if value == "auto" or (type(value) is int and value in BUDGETS):
-        return value  # type: ignore[return-value]
-    raise MediaError(f"an image budget is {str(value)[:40]!r}; it is auto or one of {', '.join(map(str, BUDGETS))}")
-
-
-def read_file(path: Path) -> bytes:
-    """A file's bytes. Raises MediaError for what is no readable file, or too large for any medium."""
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise MediaError(f"{path}: is no file")
-        if facts.st_size > MAX_FILE:
-            raise MediaError(f"{path}: has {facts.st_size >> 20} MiB; {MAX_FILE >> 20} are taken at most")
-        return path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _kind(part: Mapping[str, object]) -> Kind:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pocketgem.config import ModelConfig
 from pocketgem.errors import MediaError
 from pocketgem.media import patches
+from pocketgem.media.given import Budget
 from pocketgem.media.kinds import Clip, Frames, Patches, Picture, Sound
 from pocketgem.media.mel import MAX_SECONDS, mel, waves
 from pocketgem.media.pieces import cut
-from pocketgem.senses.medium import Budget
 
 NO_SOUND = "the video has sound, which is not heard: a model takes its pictures only; give the sound as audio"
 
