@@ -34,6 +34,11 @@ class Stats:
     video_tokens: int = 0
 
     @property
+    def media(self) -> dict[str, int]:
+        """Prompt tokens by the kind of their medium."""
+        return {"image": self.image_tokens, "audio": self.audio_tokens, "video": self.video_tokens}
+
+    @property
     def prefill_rate(self) -> float | None:
         """Prompt tokens read a second, None where nothing was measured."""
         read = self.prompt_tokens - self.reused_tokens

@@ -180,8 +180,10 @@ class Senses:
         with self._lock:
             decoder = self.decoder = self.decoder or Decoder()
         if one.kind == "image":
-            return decoder.picture(one.content)
-        return decoder.sound(one.content) if one.kind == "audio" else decoder.clip(one.content, frames=one.frames)
+            return decoder.picture(one.content, declared=one.declared)
+        if one.kind == "audio":
+            return decoder.sound(one.content, declared=one.declared)
+        return decoder.clip(one.content, frames=one.frames, declared=one.declared)
 
     def _encoded(self, medium: Medium, proceed: Proceed) -> Encoded:
         with self._encoding:  # who waits here for the same medium finds it afterwards

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from pocketgem.errors import MediaError
 from pocketgem.senses.medium import Medium
-from pocketgem.text.media import Kind, Part, Slot
+from pocketgem.text.media import KINDS, Kind, Part, Slot
 from pocketgem.text.tokenizer import Tokenizer
 
 GEMMA_4 = {
@@ -50,9 +50,10 @@ class Laid:
         """What a person should know of how the media were taken, each once."""
         return tuple(dict.fromkeys(note for _, row in self.rows for note in row.medium.notes))
 
-    def tokens(self, *kinds: Kind) -> int:
-        """Rows of media of these kinds."""
-        return sum(row.count for _, row in self.rows if row.medium.kind in kinds)
+    @property
+    def media(self) -> dict[Kind, int]:
+        """Rows of each kind of media."""
+        return {kind: sum(row.count for _, row in self.rows if row.medium.kind == kind) for kind in KINDS}
 
 
 class Layout:

@@ -27,6 +27,7 @@ class Wanted:
     content: bytes | Picture | Sound | Clip
     budget: Budget
     frames: int
+    declared: str | None = None  # the media type that came with it, which its bytes must not belie
 
     def key(self, tower: bytes, owner: str) -> bytes:
         """32 bytes that name the rows: content, how it is prepared, by which tower, and for whom they are kept.
@@ -96,6 +97,7 @@ def wanted(part: Mapping[str, object], usual: Budget) -> Wanted:
         given,
         checked_budget(budget) if budget is not None else FRAME_BUDGET if kind == "video" else usual,
         USUAL_FRAMES if frames is None else _frames(frames),
+        _declared(part.get("media_type")),
     )
 
 
@@ -109,6 +111,12 @@ def _kind(part: Mapping[str, object]) -> Kind:
 def _frames(value: object) -> int:
     if type(value) is not int or not 1 <= value <= MAX_FRAMES:
         raise MediaError(f"frames is {str(value)[:40]!r}; 1 to {MAX_FRAMES} can be taken from a video")
+    return value
+
+
+def _declared(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise MediaError(f"media_type is a {type(value).__name__}; it can be a text such as image/png")
     return value
 
 

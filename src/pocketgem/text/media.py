@@ -22,7 +22,11 @@ PLACES: dict[str, Kind] = {
     "<|video|>": "video",
     "<start_of_image>": "image",  # Gemma 3's
 }
-OPTIONS = {"image": {"budget"}, "audio": set[str](), "video": {"budget", "frames"}}
+OPTIONS = {
+    "image": {"budget", "media_type"},
+    "audio": {"media_type"},
+    "video": {"budget", "frames", "media_type"},
+}
 _PLACE = re.compile("|".join(re.escape(place) for place in PLACES))
 
 
