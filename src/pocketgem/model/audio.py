@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from pocketgem.checkpoint.mmproj_audio import SCALE_AS_IS
 from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.checkpoint.towers import check_tower
 from pocketgem.config import ModelConfig
 from pocketgem.config.fields import Fields
 from pocketgem.config.towers import audio_shapes
 from pocketgem.errors import UnsupportedError, WeightsError
 from pocketgem.model.conformer import Conformer, ConformerConfig, read_conformer
-from pocketgem.model.tower_parts import Projector, check_tower, filled
+from pocketgem.model.tower import Projector, filled
 
 SCALE = "self_attn.per_dim_scale"
 Tensors = Mapping[str, StoredTensor]

@@ -16,7 +16,7 @@ from pocketgem.config.fields import MAX_LAYERS, Fields
 from pocketgem.errors import UnsupportedError
 from pocketgem.model.conformer_attention import LocalAttention, Span
 from pocketgem.model.layers import RMSNorm
-from pocketgem.model.tower_parts import ClippedLinear, WideLinear
+from pocketgem.model.tower import ClippedLinear, WideLinear
 
 BANDS = 128  # mel bands of a frame: the front end makes no other number
 

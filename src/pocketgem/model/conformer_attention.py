@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketgem.model import ops
-from pocketgem.model.tower_parts import ClippedLinear, WideLinear
+from pocketgem.model.tower import ClippedLinear, WideLinear
 
 KEY_SCALE = math.log(1 + math.e) / math.log(2)  # softplus(1), in the units of softplus(0) that queries are scaled by
 
