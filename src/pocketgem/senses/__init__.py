@@ -25,9 +25,9 @@ from pocketgem.errors import MediaError, RunError
 from pocketgem.media.decode import Decoder
 from pocketgem.media.given import Budget, checked_budget
 from pocketgem.media.kinds import Clip, Frames, Patches, Picture, Sound
-from pocketgem.senses import prepare
 from pocketgem.senses.layout import Laid, Layout
 from pocketgem.senses.medium import Medium, Wanted, wanted
+from pocketgem.senses.prepare import prepared
 from pocketgem.senses.shelf import Encoded, Shelf
 from pocketgem.text.media import Kind, Part
 from pocketgem.text.tokenizer import Tokenizer
@@ -165,13 +165,7 @@ class Senses:
         return replace(known.medium, wanted=one) if known else self._prepared(one, key)
 
     def _prepared(self, one: Wanted, key: bytes) -> Medium:
-        content = self._decoded(one)
-        if isinstance(content, Picture):
-            made = prepare.picture(self.config, content, one.budget)
-        elif isinstance(content, Sound):
-            made = prepare.sound(self.config, content)
-        else:
-            made = prepare.clip(self.config, content, one.budget)
+        made = prepared(self.config, self._decoded(one), one.budget)
         return Medium(key, one, tuple(take.tokens for take in made.takes), made.stamps, made.notes, made.takes)
 
     def _decoded(self, one: Wanted) -> Picture | Sound | Clip:
