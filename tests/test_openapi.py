@@ -40,6 +40,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "canary"}]},
     "/v1/completions": {"prompt": "a canary"},
     "/v1/embeddings": {"input": "a"},
+    "/v1/audio/transcriptions": {"file": "a"},
+    "/v1/audio/translations": {"file": "a"},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [5]},
 }

@@ -13,7 +13,7 @@ import pocketgem
 HOUSE = Path(pocketgem.__file__).parent
 FLOORS: dict[str, int] = {
     "errors": 0,
-    "config": 1, "kernels": 1, "sizes": 1,
+    "config": 1, "kernels": 1, "sizes": 1, "subtitles": 1,
     "checkpoint": 2,
     "memory": 3,
     "model": 4,
@@ -22,7 +22,7 @@ FLOORS: dict[str, int] = {
     "flight": 7, "senses": 7,
     "reader": 8,
     "llm": 9,
-    "service": 10, "info": 10, "bench": 10, "convert": 10,
+    "service": 10, "info": 10, "bench": 10, "convert": 10, "speech": 10,
     "serve": 11,
     "cli": 12,
     "__init__": 13, "__main__": 13,

@@ -1,7 +1,8 @@
-"""What vision towers have in common: weights that stay as the file has them, and arithmetic in float32."""
+"""What towers have in common: weights that stay as the file has them, and arithmetic in float32."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -27,6 +28,29 @@ class WideLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.float(), self.bias)
+
+
+class ClippedLinear(nn.Module):
+    """A linear whose ins and outs are kept within bounds that the checkpoint learned, where it has them."""
+
+    def __init__(self, in_features: int, out_features: int, *, clipped: bool) -> None:
+        super().__init__()
+        self.linear = WideLinear(in_features, out_features)
+        self.clipped = clipped
+        if clipped:
+            self.input_min, self.input_max = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+            self.output_min, self.output_max = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.clipped:
+            return self.linear(x)  # type: ignore[no-any-return]
+        return clip(self.linear(clip(x, self.input_min, self.input_max)), self.output_min, self.output_max)
+
+
+def clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``x`` within ``[low, high]``; the same tensor where neither is finite."""
+    bounds = float(low), float(high)
+    return x if bounds == (-math.inf, math.inf) else x.clamp(*bounds)
 
 
 class LayerNorm(nn.Module):

@@ -8,7 +8,6 @@ Module names are the checkpoint's. Source: transformers' gemma4, the oracle of `
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from pocketgem.config.fields import MAX_LAYERS, Fields
 from pocketgem.errors import FormatError, UnsupportedError
 from pocketgem.model import ops
 from pocketgem.model.layers import RMSNorm
-from pocketgem.model.tower import Projector, WideLinear, check_grid, pooled
+from pocketgem.model.tower import ClippedLinear, Projector, WideLinear, check_grid, pooled
 
 Tables = tuple[Tensor, Tensor]
 
@@ -75,29 +74,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise UnsupportedError(f"{fields.where}: hidden_activation {activation!r}; the encoder uses gelu_pytorch_tanh")
     if fields.bool("attention_bias", False):
         raise UnsupportedError(f"{fields.where}: attention_bias is true; the encoder has no biases")
-
-
-class ClippedLinear(nn.Module):
-    """A linear whose ins and outs are kept within bounds that the checkpoint learned, where it has them."""
-
-    def __init__(self, in_features: int, out_features: int, *, clipped: bool) -> None:
-        super().__init__()
-        self.linear = WideLinear(in_features, out_features)
-        self.clipped = clipped
-        if clipped:
-            self.input_min, self.input_max = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
-            self.output_min, self.output_max = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.clipped:
-            return self.linear(x)  # type: ignore[no-any-return]
-        return clip(self.linear(clip(x, self.input_min, self.input_max)), self.output_min, self.output_max)
-
-
-def clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """``x`` within ``[low, high]``; the same tensor where neither is finite."""
-    bounds = float(low), float(high)
-    return x if bounds == (-math.inf, math.inf) else x.clamp(*bounds)
 
 
 class PatchEmbedder(nn.Module):

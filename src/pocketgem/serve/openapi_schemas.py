@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pocketgem.engine.request import MAX_BIASES, MAX_ID, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS
+from pocketgem.serve.audio import FORMATS as FORMATS_OF_RECORDINGS
+from pocketgem.serve.audio import MAX_TEMPERATURE
 from pocketgem.serve.chat_read import HARMLESS, ROLES
 from pocketgem.serve.completions_read import MAX_N
 from pocketgem.serve.fields import MAX_NAME
@@ -19,6 +21,7 @@ from pocketgem.serve.prompts import MAX_PROMPTS
 from pocketgem.serve.responses_read import HARMLESS as RESPONSES_HARMLESS
 from pocketgem.serve.tokens import MAX_IDS
 from pocketgem.serve.tools import MAX_PATTERN, MAX_TOOLS
+from pocketgem.speech import MAX_HINT
 
 Schema = dict[str, Any]
 
@@ -317,6 +320,21 @@ _MESSAGES: dict[str, Schema] = {
 MESSAGES = fields(_MESSAGES, "messages", "max_tokens")
 COUNT_TOKENS = fields(_MESSAGES, "messages")
 
+# ---- recordings: a form, whose fields are texts ----------------------------------------------------------------------
+
+_RECORDING: dict[str, Schema] = {
+    "file": {"type": "string", "format": "binary"},
+    "model": {"type": "string", "maxLength": MAX_NAME},
+    "language": {"type": "string", "maxLength": MAX_NAME},
+    "prompt": {"type": "string", "maxLength": MAX_HINT},
+    "response_format": {"type": "string", "enum": list(FORMATS_OF_RECORDINGS)},
+    "temperature": {"type": "number", "minimum": 0, "maximum": MAX_TEMPERATURE},
+    "stream": {"type": "boolean", "enum": [False]},
+    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
+}
+TRANSCRIPTION = fields(_RECORDING, "file")
+TRANSLATION = fields({**_RECORDING, "target_language": {"type": "string", "maxLength": MAX_NAME}}, "file")
+
 BODIES: dict[str, Schema] = {
     "/v1/chat/completions": CHAT,
     "/v1/responses": RESPONSES,
@@ -324,6 +342,8 @@ BODIES: dict[str, Schema] = {
     "/v1/messages/count_tokens": COUNT_TOKENS,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
+    "/v1/audio/transcriptions": TRANSCRIPTION,
+    "/v1/audio/translations": TRANSLATION,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }

@@ -91,7 +91,7 @@ class Worker:
         return State(self.name, stuck, bytes(told.body))
 
     async def _run(self, forward: Forward, out: asyncio.Queue[Sent]) -> None:
-        call = Call(forward.caller, forward.key, forward.id, body=forward.body)
+        call = Call(forward.caller, forward.key, forward.id, body=forward.body, content_type=forward.content_type)
 
         async def receive() -> Message:  # whose client leaves is cancelled from outside
             await asyncio.get_running_loop().create_future()
@@ -116,7 +116,7 @@ def scope_of(forward: Forward, call: Call) -> Scope:
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
         "method": forward.method, "path": forward.path, "raw_path": forward.path.encode(),
-        "query_string": forward.query, "headers": [(b"content-type", b"application/json")],
+        "query_string": forward.query, "headers": [(b"content-type", forward.content_type.encode("latin-1"))],
         "client": None, "server": None, "state": {"call": call},
     }  # fmt: skip
 
