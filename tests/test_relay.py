@@ -292,7 +292,7 @@ def test_a_fault_in_a_replica_is_logged_by_its_place(front: Front, monkeypatch: 
     def break_down(*arguments: object, **more: object) -> None:
         raise ValueError("hello there")
 
-    monkeypatch.setattr("pocketgem.serve.chats.request_of", break_down)
+    monkeypatch.setattr("pocketgem.serve.prepared.ready_of", break_down)
     answer = front.post("/v1/chat/completions", HELLO)
     assert answer.status_code == 500
     (fault,) = [line for line in front.running.lines if line.get("error") == "ValueError"]

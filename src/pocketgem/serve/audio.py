@@ -20,12 +20,12 @@ from pocketgem.media.pieces import cut
 from pocketgem.model.towers import Towers
 from pocketgem.serve.answering import Desk
 from pocketgem.serve.call import Call
-from pocketgem.serve.chats import request_of
 from pocketgem.serve.faults import Fault
 from pocketgem.serve.fields import MAX_NAME, FieldError, Fields
 from pocketgem.serve.job import ChatJob
 from pocketgem.serve.models import Loaded
 from pocketgem.serve.multipart import Form, Upload
+from pocketgem.serve.prepared import ready
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.said import said
 from pocketgem.serve.wiring import Serving
@@ -95,7 +95,7 @@ async def _answer(serving: Serving, call: Call, wanted: Wanted) -> Response:
         desk = Desk(loaded, serving.metrics, stack, call)
         pieces, answers, counts = cut(sound, overlap=wanted.task.overlap), [], []
         for piece in pieces:
-            answer, stats = await _ask(desk, wanted, piece.of(sound))
+            answer, stats = await _ask(serving, desk, wanted, piece.of(sound))
             answers.append(answer)
             counts.append(stats)
         return _written(wanted, assembled(wanted.task, sound, pieces, answers), counts)
@@ -105,12 +105,12 @@ def _decoded(serving: Serving, file: Upload) -> Sound:
     return serving.media.decoder.sound(file.content)
 
 
-async def _ask(desk: Desk, wanted: Wanted, sound: Sound) -> tuple[str, Stats]:
+async def _ask(serving: Serving, desk: Desk, wanted: Wanted, sound: Sound) -> tuple[str, Stats]:
     """One piece through the engine. Its client leaving ends it."""
     sampling = {"temperature": wanted.temperature, "max_tokens": MAX_TOKENS}
     job = ChatJob(desk.loaded.name, tuple(wanted.task.messages(sound)), sampling=sampling, thinking=False)
-    request = await asyncio.to_thread(request_of, desk.loaded.llm, job, thinking=False)
-    run = desk.submit(request)
+    made = await ready(serving, desk.call, desk.loaded.llm, job)
+    run = desk.submit(made.request)
     whole = said([update async for update in desk.updates(run, job.shape)])
     return whole.text, whole.done.stats
 

@@ -19,9 +19,10 @@ class Loader:
     """``options`` are those of ``LLM.load``, with ``dtype`` by its name. It can be sent to another process."""
 
     options: dict[str, Any]
+    mmprojs: dict[str, Path]  # files with the towers of some models, by the models' names
     cache_dir: Path | None  # each model's pasts in a folder of its own in there
 
-    def opened(self, model: str) -> Checkpoint:
+    def opened(self, name: str, model: str) -> Checkpoint:
         """The checkpoint with its headers read. Raises all that can be said without torch."""
         from pocketgem.checkpoint.load import open_checkpoint
         from pocketgem.checkpoint.resolve import resolve
@@ -31,11 +32,15 @@ class Loader:
         checkpoint = open_checkpoint(resolve(model, offline=self.options["offline"]))
         checked_context(self.options["context"], checkpoint.config)
         checked_place(self.options["ple"], checkpoint.config)
+        if name in self.mmprojs:
+            from pocketgem.checkpoint.mmproj import with_mmproj
+
+            return with_mmproj(checkpoint, self.mmprojs[name])
         return checkpoint
 
-    def weight(self, model: str) -> int:
+    def weight(self, name: str, model: str) -> int:
         """Bytes the model will take by its plan, at most the whole budget."""
-        checkpoint = self.opened(model)
+        checkpoint = self.opened(name, model)
         if self.options["memory"] is None:
             return 0
         from pocketgem.memory.fit import Wish
@@ -58,6 +63,7 @@ class Loader:
 
         dtype = self.options["dtype"]
         options = {**self.options, "dtype": None if dtype is None else getattr(torch, dtype)}
+        options["mmproj"] = self.mmprojs.get(name)
         if self.cache_dir is not None:
             self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)
