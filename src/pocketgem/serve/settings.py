@@ -19,7 +19,7 @@ class Settings:
     keys                  API keys; none: everybody who reaches the port may ask
     allow_hosts           names this server goes by, beside loopback's and its address: what a Host header may say
     allow_origins         web pages of other origins that may call it, "*" for all
-    max_body              bytes of one request; max_upload: of one with a recording
+    max_body              bytes of one request
     max_bodies            bytes of all requests that are being read
     max_requests          requests that are being answered or wait for it; more get 429
     max_connections       open connections; more are closed at once
@@ -39,7 +39,6 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     max_body: int = 32 * MIB
-    max_upload: int = 64 * MIB
     max_bodies: int = 256 * MIB
     max_requests: int = 128
     max_connections: int = 4096
