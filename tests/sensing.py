@@ -21,6 +21,7 @@ from pocketgem.llm import LLM
 from pocketgem.media.kinds import SAMPLE_RATE, Clip, Picture, Sound
 from pocketgem.senses import Senses
 from tests import text_fixtures as fixtures
+from tests.audio_twins import hearing_twin
 from tests.twins import make_twin
 
 
@@ -51,7 +52,10 @@ class FakeTowers:
 
 def sensing_llm(folder: Path, layout: str = "E2B", **options: Any) -> LLM:
     """A twin of a layout that sees (and hears, as E2B does), with a tokenizer and a chat template."""
-    make_twin(layout, folder)
+    if layout == "E2B":
+        hearing_twin(layout, folder)
+    else:
+        make_twin(layout, folder)
     gemma3 = layout.startswith("gemma3")
     metadata = fixtures.spm_metadata() if gemma3 else fixtures.gemma4_metadata()
     template = "gemma3_like.jinja" if gemma3 else "gemma4_like.jinja"

@@ -340,7 +340,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         {
             TOKENS: [*fixtures.spm_metadata()[TOKENS], *(f"u{n}" for n in range(9000))],
             TYPES: [*fixtures.spm_metadata()[TYPES], *[4] * 9000],
-            SCORES: [0.0] * 9571,
+            SCORES: [0.0] * 9573,
         },
         "user-defined tokens, more than",
     ),

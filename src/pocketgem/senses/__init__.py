@@ -10,6 +10,7 @@ Nothing of it takes the engine's lock: others' answers go on meanwhile.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,12 +173,18 @@ class Senses:
         if not isinstance(one.content, bytes):
             return one.content
         with self._lock:
-            decoder = self.decoder = self.decoder or Decoder()
+            decoder = self.decoder = self.decoder or self._own_decoder()
         if one.kind == "image":
             return decoder.picture(one.content, declared=one.declared)
         if one.kind == "audio":
             return decoder.sound(one.content, declared=one.declared)
         return decoder.clip(one.content, frames=one.frames, declared=one.declared)
+
+    def _own_decoder(self) -> Decoder:
+        """One whose processes end when nobody has these senses any more."""
+        decoder = Decoder()
+        weakref.finalize(self, decoder.close)
+        return decoder
 
     def _encoded(self, medium: Medium, proceed: Proceed) -> Encoded:
         with self._encoding:  # who waits here for the same medium finds it afterwards
