@@ -115,6 +115,7 @@ def test_the_official_client_gets_segments(api: openai.OpenAI) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:deprecated")  # the client's own word on translations
 def test_translations_are_into_english_or_what_is_asked(api: openai.OpenAI) -> None:
     assert api.audio.translations.create(file=SHORT, model="m").text == "Good day."
     found = api.audio.translations.create(file=SHORT, model="m", extra_body={"target_language": "fr"})
