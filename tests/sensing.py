@@ -1,7 +1,7 @@
 """Tiny models that see and hear: twins with real towers, a vocabulary with media tokens, and a template.
 
-    llm = sensing_llm(tmp_path, "E2B")          transformers' layout in small, random weights
-    give_senses(scripted_llm(...))              a scripted model with towers whose rows are a function of their input
+llm = sensing_llm(tmp_path, "E2B")          transformers' layout in small, random weights
+give_senses(scripted_llm(...))              a scripted model with towers whose rows are a function of their input
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Senses:
         most: tokens that there is room for. Raises MediaError.
         """
         if len(parts) > MOST_MEDIA:
-            raise MediaError(f"there are {len(parts)} images, sounds and videos; at most {MOST_MEDIA} are taken at once")
+            raise MediaError(f"there are {len(parts)} images, sounds and videos; {MOST_MEDIA} are taken at once")
         media: list[Medium] = []
         held = 0
         for part in parts:
@@ -110,7 +110,7 @@ class Senses:
             held += media[-1].nbytes
             tokens = sum(one.tokens for one in media)
             if most is not None and tokens >= most:
-                raise MediaError(f"the media have {tokens} tokens or more, but the context holds {most} with the answer")
+                raise MediaError(f"the media have {tokens} tokens or more; the context holds {most} with the answer")
         return media
 
     def lay(self, parts: Iterable[Part], media: Sequence[Medium]) -> Laid:
