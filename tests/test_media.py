@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import soxr
 from PIL import Image, ImageOps
-from transformers.models.gemma4.video_processing_gemma4 import Gemma4VideoProcessor
-from transformers.video_utils import VideoMetadata, read_video_pyav
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn, read_video_pyav
 
 from pocketgem.errors import MediaError, RunError
 from pocketgem.media import child, collect, decode
@@ -26,6 +25,7 @@ from pocketgem.media.identity import content_key
 from pocketgem.media.kinds import Clip, Picture, Sound
 from pocketgem.media.limits import LIMITS
 from tests.media_files import encoded, full_png, noise, png, sound, spoken, tone, turned, video
+from tests.test_rooms import imports
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -46,7 +46,7 @@ def over_white(rgba: Image.Image) -> np.ndarray:
 # --- pictures
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (2, 3), (700, 601)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (2, 3), (90, 70)], ids=str)
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_pixels_are_those_of_the_file(decoder: Decoder, kind: str, size: tuple[int, int]) -> None:
     pixels = noise(*size)
@@ -110,8 +110,7 @@ def test_pictures_stand_upright(decoder: Decoder, kind: str, orientation: int) -
 
 @pytest.mark.parametrize("orientation", [3, 5, 7, 8])
 def test_large_pictures_are_turned_in_bands(decoder: Decoder, orientation: int) -> None:
-    image = Image.fromarray(noise(701, 1303))
-    data = turned(image, "PNG", orientation)
+    data = turned(Image.fromarray(noise(521, 530)), "PNG", orientation)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(decoder.picture(data).pixels, np.asarray(expected))
 
@@ -126,13 +125,14 @@ def test_a_damaged_note_beside_a_picture_is_ignored(decoder: Decoder, exif: byte
 
 def test_a_large_jpeg_is_decoded_at_half_its_size(decoder: Decoder) -> None:
     """What is lost is what a mean of each four pixels loses, within three levels of 255."""
-    pixels = np.asarray(Image.fromarray(noise(500, 875)).resize((7000, 5000), Image.Resampling.BILINEAR))
-    data = encoded(pixels, "JPEG", quality=92)
+    image = Image.fromarray(noise(350, 350)).resize((5000, 5000), Image.Resampling.BILINEAR)
+    data = encoded(image, "JPEG", quality=92)
     seen = decoder.picture(data).pixels
-    assert seen.shape == (2500, 3500, 3)
+    assert seen.shape == (2500, 2500, 3)
     halved = np.asarray(Image.open(io.BytesIO(data)).reduce(2))
-    assert np.abs(seen.astype(int) - halved).max() <= 8
-    assert np.abs(seen.astype(int) - halved).mean() <= 0.5
+    apart = np.abs(seen[::5].astype(np.int16) - halved[::5])
+    assert apart.max() <= 8
+    assert apart.mean() <= 0.5
 
 
 def test_bytes_after_a_picture_are_ignored(decoder: Decoder) -> None:
@@ -171,7 +171,7 @@ def test_every_coding(decoder: Decoder, kind: str, coding: str) -> None:
     heard = decoder.sound(sound(samples, 48_000, kind, coding))
     assert heard.seconds == pytest.approx(2, abs=0.06)
     assert pitch_of(heard) == pytest.approx(440, abs=1)
-    assert np.abs(heard.samples).max() == pytest.approx(0.375, abs=0.04)
+    assert np.abs(heard.samples).max() == pytest.approx(0.375, abs=0.06)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "webm"])
@@ -193,11 +193,13 @@ def test_the_sound_of_a_video(decoder: Decoder, kind: str) -> None:
 
 
 def as_transformers(path: Path, **options: object) -> tuple[np.ndarray, list[float]]:
-    """Frames ``[n, height, width, 3]`` and seconds, by its processor's choice and its reader."""
-    processor = Gemma4VideoProcessor(**options)
+    """Frames ``[n, height, width, 3]`` and seconds, by the choice that its Gemma 4 processor makes and its reader.
+
+    (The processor itself needs torchvision to be imported.)
+    """
 
     def choose(metadata: VideoMetadata, **_: object) -> np.ndarray:
-        return processor.sample_frames(metadata, num_frames=options.get("num_frames"), fps=options.get("fps"))
+        return default_sample_indices_fn(metadata, **options)
 
     frames, metadata = read_video_pyav(str(path), choose)
     return frames, metadata.timestamps
@@ -252,9 +254,8 @@ def test_frames_and_seconds_are_those_of_transformers(
 )
 def test_every_container_and_codec(decoder: Decoder, kind: str, codec: str) -> None:
     clip = decoder.clip(video(40, kind=kind, codec=codec), frames=10)
-    assert [int(frame.pixels.mean() + 2) // 16 for frame in clip.frames] == list(
-        range(10)
-    )  # every fourth, 4 brighter each
+    levels = [round(frame.pixels.mean() / 16) for frame in clip.frames]  # every fourth, 16 brighter
+    assert levels == list(range(10))
     assert clip.seconds == pytest.approx([4 * place / 30 for place in range(10)], abs=0.001)
     assert not clip.has_sound
 
@@ -281,8 +282,8 @@ def test_large_frames_are_made_smaller(decoder: Decoder) -> None:
     height, width = small.frames[0].size
     assert 0.9 * LIMITS.clip_pixels / 32 <= height * width <= LIMITS.clip_pixels / 32
     assert width / height == pytest.approx(16 / 9, abs=0.01)
-    expected = np.asarray(Image.fromarray(clip.frames[0].pixels).resize((width, height), Image.Resampling.BOX))
-    assert np.abs(small.frames[0].pixels.astype(int) - expected).mean() < 2
+    expected = np.asarray(Image.fromarray(clip.frames[0].pixels).resize((width, height), Image.Resampling.BICUBIC))
+    assert np.abs(small.frames[0].pixels.astype(int) - expected).mean() < 1
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -450,33 +451,29 @@ print(sorted({{"torch", "transformers", "tokenizers"}} & sys.modules.keys()))
     assert done.stdout.strip() == "[]"
 
 
-def test_without_the_extra_the_package_works_and_says_what_is_missing() -> None:
-    program = """
-import sys
-from importlib.machinery import PathFinder
-class Without:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] in {"PIL", "soundfile", "soxr", "av"}:
-            raise ModuleNotFoundError(name)
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name in {"PIL", "soundfile", "soxr", "av"} else real(name)
-sys.meta_path.insert(0, Without)
-import pocketgem, pocketgem.cli, pocketgem.llm
-from pocketgem.media import addresses, collect, decode, fetch, identity, kinds, sniff, source, url
-webm = b"\\x1aE\\xdf\\xa3"
-for call, data in (("picture", b"\\x89PNG\\r\\n\\x1a\\n"), ("sound", b"fLaC"), ("sound", webm), ("clip", webm)):
-    try:
-        getattr(decode.Decoder(), call)(data)
-    except pocketgem.errors.MediaError as error:
-        print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 4
-    assert all("pip install 'pocketgem[media]'" in line for line in lines)
-    assert ["PIL" in lines[0], "soundfile" in lines[1], "av" in lines[2], "av" in lines[3]] == [True] * 4
+def test_without_the_extra_the_package_works_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "find_spec", lambda name: None)
+    webm = b"\x1aE\xdf\xa3"
+    with Decoder() as decoder:
+        for call, data, needed in (
+            (decoder.picture, b"\x89PNG\r\n\x1a\n", "PIL"),
+            (decoder.sound, b"fLaC", "soundfile and soxr"),
+            (decoder.sound, webm, "av and soxr"),
+            (decoder.clip, webm, "av"),
+        ):
+            with pytest.raises(MediaError, match=rf"needs {needed}: pip install 'pocketgem\[media\]'"):
+                call(data)
+
+
+def test_only_the_decoders_processes_import_what_the_extra_brings() -> None:
+    house = Path(decode.__file__).parents[1]
+    inside = {
+        f"media/{name}.py" for name in ("read_image", "read_sound", "read_track", "read_video", "samples", "streams")
+    }
+    for path in house.rglob("*.py"):
+        found = {name.split(".")[0] for name in imports(path)} & {"PIL", "soundfile", "soxr", "av"}
+        name = str(path.relative_to(house))
+        assert not found or name in inside, f"{name} imports {found}"
 
 
 # --- names of content

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,7 +70,7 @@ def decoder() -> Iterator[Decoder]:
         yield made
 
 
-def refused(call: Callable[[bytes], object], data: bytes, told: str = "") -> str:
+def refused(call: Callable[[bytes], object], data: bytes, told: str = ".") -> str:
     """What is said about a file, in time."""
     start = time.monotonic()
     with pytest.raises(MediaError, match=told) as error:
@@ -105,20 +106,30 @@ def test_a_small_file_that_claims_a_large_picture(decoder: Decoder, kind: str, w
 
 
 def test_a_hundred_megapixels_are_refused_with_the_limit(decoder: Decoder) -> None:
+    webp = encoded(Image.new("RGB", (4000, 2600)), "WEBP", method=0, quality=1)
     why = refused(decoder.picture, full_png(10_000, 10_000))
-    assert why == "the picture has 100.0 megapixels (10000x10000); PNG may have 32: make it smaller"
-    assert "JPEG may have 64" in refused(decoder.picture, claiming("JPEG", 10_000, 10_000))
-    assert "WebP may have 10" in refused(decoder.picture, claiming("WEBP", 10_000, 10_000))
+    assert why == "the picture has 100.0 megapixels (10000x10000); PNG may have 24: make it smaller"
+    assert "JPEG may have 52" in refused(decoder.picture, claiming("JPEG", 10_000, 10_000))
+    assert "WebP may have 10" in refused(decoder.picture, webp)
+
+
+def test_a_jpeg_in_very_many_passes(decoder: Decoder) -> None:
+    """Each pass costs all of its pixels: a hundred bytes more, a hundredth of a second more."""
+    data = encoded(Image.new("L", (4000, 4000), 90), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    again = data[last:-2]
+    bomb = data[:-2] + again * 400 + data[-2:]
+    assert "passes" in refused(decoder.picture, bomb)
 
 
 def test_texts_in_a_png_that_unpack_without_end(decoder: Decoder) -> None:
-    packed = zlib.compress(bytes(200 * MIB), 9)
+    packed = zlib.compress(bytes(80 * MIB), 1)
     rows = zlib.compress(b"\0\0\0\0")
     for more in (
         chunk(b"zTXt", b"a\0\0" + packed),
         chunk(b"iTXt", b"a\0\1\0\0\0" + packed),
         chunk(b"iCCP", b"a\0\0" + packed),
-        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MIB - 10), 9)) * 200,
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MIB - 10), 1)) * 100,
     ):
         with measured("picture") as (confined, cost):
             why = said(confined.picture, png(1, 1, body=rows, more=more))
@@ -132,10 +143,10 @@ class Cost:
 
 
 @contextmanager
-def measured(room: str) -> Iterator[tuple[Decoder, Cost]]:
+def measured(room: str, seconds: float = LIMITS.seconds) -> Iterator[tuple[Decoder, Cost]]:
     """A decoder with a fresh process, and what was used: the process at its largest and what was allocated here."""
     cost = Cost()
-    with Decoder() as made:
+    with Decoder(limits=replace(LIMITS, seconds=seconds)) as made:
         process = Child(room)
         made._idle[room].append(process)
         tracemalloc.start()
@@ -156,20 +167,21 @@ def large(kind: str, width: int, height: int, **options: object) -> bytes:
 
 
 LARGEST: dict[str, Callable[[], bytes]] = {
-    "PNG": lambda: full_png(8000, 4000, 4),
-    "JPEG": lambda: large("JPEG", 8000, 8000),
+    "PNG": lambda: full_png(6000, 4000, 4),
+    "JPEG": lambda: large("JPEG", 7200, 7200),
     "progressive JPEG": lambda: large("JPEG", 4000, 4000, progressive=True),
-    "turned JPEG": lambda: turned(Image.new("RGB", (8000, 4000), "red"), "JPEG", 6),
-    "WebP": lambda: encoded(Image.new("RGB", (4000, 2500), "red"), "WEBP", method=0),
-    "GIF": lambda: encoded(Image.new("P", (8000, 4000)), "GIF"),
+    "turned JPEG": lambda: turned(Image.new("RGB", (6000, 4000), "red"), "JPEG", 6),
+    "WebP": lambda: encoded(Image.new("RGB", (4000, 2500), "red"), "WEBP", method=0, quality=1),
+    "GIF": lambda: encoded(Image.new("P", (6000, 4000)), "GIF"),
 }
 
 
 @LINUX
 @pytest.mark.parametrize("kind", LARGEST)
 def test_the_largest_picture_costs_no_more_than_it_may(kind: str) -> None:
-    with measured("picture") as (confined, cost):
-        height, width = confined.picture(LARGEST[kind]()).size
+    data = LARGEST[kind]()
+    with measured("picture", 20) as (confined, cost):  # a busy machine is no fault of the file's
+        height, width = confined.picture(data).size
     assert height * width >= 10_000_000
     assert cost.bytes <= BYTES
 
@@ -177,7 +189,7 @@ def test_the_largest_picture_costs_no_more_than_it_may(kind: str) -> None:
 @LINUX
 def test_a_long_sound_costs_no_more_than_it_may() -> None:
     data = sound(np.zeros((LIMITS.sound_seconds * 8_000 - 8_000, 1), np.float32), 8_000, "FLAC")
-    with measured("sound") as (confined, cost):
+    with measured("sound", 20) as (confined, cost):
         assert confined.sound(data).seconds == LIMITS.sound_seconds - 1
     assert cost.bytes <= BYTES
 
@@ -185,9 +197,10 @@ def test_a_long_sound_costs_no_more_than_it_may() -> None:
 @LINUX
 def test_a_large_video_costs_no_more_than_it_may() -> None:
     picture = noise(2160, 3840)
-    with measured("clip") as (confined, cost):
-        clip = confined.clip(video(8, size=(3840, 2160), paint=lambda number: picture, preset="ultrafast"), frames=8)
-    assert len(clip.frames) == 8
+    data = video(6, size=(3840, 2160), paint=lambda number: picture, preset="ultrafast")
+    with measured("clip", 20) as (confined, cost):
+        clip = confined.clip(data, frames=6)
+    assert len(clip.frames) == 6
     assert cost.bytes <= BYTES
 
 
@@ -252,8 +265,8 @@ ESCAPES = {
     "a file is written": "open('/tmp/escaped', 'w')",
     "a folder is read": "os.listdir('/')",
     "a folder is made": "os.mkdir('/tmp/escaped')",
-    "a name is looked up": "socket.getaddrinfo('localhost', 80)",
-    "a connection": "socket.create_connection(('127.0.0.1', 80))",
+    "a name is looked up": "socket.getaddrinfo(b'localhost', 80)",
+    "a connection": "socket.socket().connect(('127.0.0.1', 80))",
     "a local socket": "socket.socket(socket.AF_UNIX)",
     "a pair of sockets": "socket.socketpair()",
     "a process": "os.fork()",
@@ -294,38 +307,40 @@ SOURCES = str(Path(pocketgem.media.__path__[0]).parents[1])
 def test_a_decoder_that_lies_is_not_believed() -> None:
     """What a taken-over process could send: every answer becomes a result within its limits, or a WireError."""
     random_ = random.Random(7)
-    values: list[object] = [0, 1, 2, -1, 2**31, 2**63, 1e308, True, None, "1", [1], {}, "x" * 300, 0.5]
-    names = ["height", "width", "frames", "duration", "second", "has_sound"]
-    outcomes = set()
-    for _ in range(3000):
-        messages: list[tuple[bytes, bytes]] = []
-        for _ in range(random_.randrange(5)):
-            head = {name: random_.choice(values) for name in random_.sample(names, random_.randrange(1, 7))}
-            good: dict[str, object] = {"height": 2, "width": 1, "frames": 1, "duration": 1, "second": 0}
-            said = json.dumps({**good, **head} if random_.random() < 0.7 else good).encode()
-            bodies = [
-                said,
-                b"[" * 10_000,
-                b"{",
-                b"\xff",
-                b"{}" * 9000,
-                bytes(6),
-                bytes(8),
-                b"\0\0\xc0\x7f",
-                bytes(5),
-                b"",
-            ]
-            kind = random_.choice([wire.HEADER, wire.HEADER, wire.BYTES, wire.BYTES, wire.READY])
-            messages.append(
-                (kind, random_.choice(bodies[:1] * 8 + bodies) if kind == wire.HEADER else random_.choice(bodies))
-            )
-        for made in (collect.picture, collect.sound, collect.clip):
-            try:
-                made(iter(messages), LIMITS)
-                outcomes.add((made.__name__, "made"))
-            except wire.WireError:
-                outcomes.add((made.__name__, "refused"))
+    outcomes = {outcome for number in range(3000) for outcome in believed(random_)}
     assert len(outcomes) == 6  # both happened to each
+
+
+def believed(random_: random.Random) -> Iterator[tuple[str, bool]]:
+    """Which of the three made something of one answer, which is a good one's or nearly."""
+    good = {"height": 2, "width": 1, "frames": 1, "duration": 1, "second": 0}
+    messages = [(wire.HEADER, good), (wire.HEADER, good), (wire.BYTES, bytes(6))][random_.randrange(4) :]
+    messages = messages or [(wire.BYTES, bytes(8))]
+    for _ in range(random_.randrange(3)):
+        messages[random_.randrange(len(messages))] = lie(random_, good)
+    sent = [(kind, body if isinstance(body, bytes) else json.dumps(body).encode()) for kind, body in messages]
+    for made in (collect.picture, collect.sound, collect.clip):
+        try:
+            made(iter(sent), LIMITS)
+            yield made.__name__, True
+        except wire.WireError:
+            yield made.__name__, False
+
+
+def lie(random_: random.Random, good: dict[str, int]) -> tuple[bytes, object]:
+    values = [0, 1, 2, -1, 2**31, 2**63, 1e308, True, None, "1", [1], {}, "x" * 300, 0.5]
+    headers = [
+        {**good, random_.choice(list(good)): random_.choice(values)},
+        {},
+        b"[" * 10_000,
+        b"{",
+        b"\xff",
+        b"{}" * 9000,
+    ]
+    bodies = [bytes(6), bytes(8), b"\0\0\xc0\x7f", bytes(5), b""]
+    return random_.choice(
+        [(wire.HEADER, random_.choice(headers)), (wire.BYTES, random_.choice(bodies)), (wire.READY, b"{}")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -427,8 +442,7 @@ def test_a_picture_cut_short_anywhere(decoder: Decoder, kind: str) -> None:
     data = encoded(noise(96, 96), kind)
     for share in range(20):
         refused(decoder.picture, data[: len(data) * share // 20])
-    if kind != "JPEG":  # whose last bytes may be padding
-        refused(decoder.picture, data[: -(14 if kind == "PNG" else 2)])
+    refused(decoder.picture, data[:-40])  # its end mark and its last pixels
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
@@ -459,29 +473,19 @@ def test_a_video_cut_short_anywhere(decoder: Decoder, kind: str, codec: str) -> 
         assert not why or any(reason in why for reason in ("damaged", "no frame", "no pictures", "empty"))
 
 
-def test_an_mp4_whose_index_is_first_and_whose_pictures_are_missing(decoder: Decoder) -> None:
-    data = video(30, paint=lambda number: noise(48, 64, number), movflags="faststart")
-    moved = faststart(data)
-    refused(decoder.clip, moved[: len(moved) // 2], "cut short|damaged")
-
-
-def faststart(data: bytes) -> bytes:
-    """The same file with its index before its pictures."""
-    import av
-
-    file = io.BytesIO()
-    with (
-        av.open(io.BytesIO(data)) as source,
-        av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as target,
-    ):
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    moved = file.getvalue()
-    assert moved.index(b"moov") < moved.index(b"mdat")
-    return moved
+def test_an_mp4_whose_index_is_first_and_whose_pictures_are_missing(decoder: Decoder, tmp_path: Path) -> None:
+    path = tmp_path / "first.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise(48, 64, number), format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert len(decoder.clip(data).frames) == 30
+    for share in range(10, 20):
+        refused(decoder.clip, data[: len(data) * share // 20], r"cut short|damaged")
 
 
 # --- M7: sounds
@@ -570,8 +574,6 @@ def test_videos_without_frames(decoder: Decoder) -> None:
     ("codec", "kind"), [("mjpeg", "mov"), ("rawvideo", "matroska"), ("gif", "mov"), ("ffv1", "matroska")]
 )
 def test_codecs_that_are_not_on_the_list(decoder: Decoder, codec: str, kind: str) -> None:
-    import av
-
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=10)

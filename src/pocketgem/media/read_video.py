@@ -138,7 +138,8 @@ def _small(frame: Any, most: int) -> Any:
         return frame.to_ndarray(format="rgb24", threads=1)
     scale = (most / (frame.width * frame.height)) ** 0.5
     width, height = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA", threads=1)
+    whole = frame.reformat(format="rgb24", threads=1)  # colours at full size first, as they are seen unscaled
+    return whole.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
 
 
 def _upright(pixels: Any, rotation: int) -> Any:
