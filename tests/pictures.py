@@ -16,6 +16,7 @@ EXTREMES = (  # height, width
     (767, 769), (48, 13_440), (13_440, 48), (3, 1000), (1000, 3), (33, 2111), (2111, 33), (640, 480), (480, 640),
     (1080, 1920), (1920, 1080), (1, 70), (70, 1), (1, 65_535), (65_535, 1), (896, 896), (895, 897), (2, 3), (5, 1),
 )  # fmt: skip
+UNREAD = "multipage_rgb.tif"  # Pillow does not know its layout
 
 
 def shipped() -> Iterator[tuple[str, Picture]]:
@@ -25,8 +26,9 @@ def shipped() -> Iterator[tuple[str, Picture]]:
         places = None if spec is None else spec.submodule_search_locations
         assert places, f"{package} is not installed: pip install scikit-image scikit-learn"
         for file in sorted((Path(next(iter(places))) / folder).iterdir()):
-            if file.suffix in (".png", ".jpg", ".gif", ".tif"):
-                yield file.name, picture(Image.open(file))
+            if file.suffix in (".png", ".jpg", ".gif", ".tif") and file.name != UNREAD:
+                with Image.open(file) as image:
+                    yield file.name, picture(image)
 
 
 def picture(image: Image.Image) -> Picture:
