@@ -206,22 +206,29 @@ def test_tensors_that_do_not_fit_are_named(twin: SeeingTwin, damaged: Path, faul
         see(damaged)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("num_hidden_layers", 10**9), ("patch_size", 0), ("hidden_size", -1), ("position_embedding_size", "many"),
-     ("mm_posemb_size", 1 << 40), ("num_hidden_layers", 1000), ("hidden_size", 1 << 24)],
-)  # fmt: skip
-def test_a_hostile_config_is_refused_before_anything_is_built(
-    twin: SeeingTwin, checkpoint: Checkpoint, key: str, value: object
-) -> None:
-    vision = checkpoint.config.vision or {}
-    if key not in vision:
-        pytest.skip(f"the {twin.name}'s vision config has no {key}")
-    config = replace(checkpoint.config, vision={**vision, key: value})
-    towers = Towers(config, checkpoint.others, "here")
-    image = twin.image(1, 1, 1)
-    with pytest.raises((FormatError, WeightsError), match="here"):
-        towers.see(image.values, image.positions)
+HOSTILE: dict[str, list[object]] = {
+    "num_hidden_layers": [10**9, 1000, 1, True],
+    "patch_size": [0, 5, 1 << 20],
+    "hidden_size": [-1, 1 << 24, 1e3],
+    "head_dim": [6, 1 << 24],
+    "num_key_value_heads": [3],
+    "position_embedding_size": ["many", 1 << 40],
+    "mm_posemb_size": [1 << 40, None, 23],
+    "mm_embed_dim": [1 << 24, [40]],
+    "image_size": [1 << 24, 0, 3],
+}
+
+
+def test_a_hostile_config_is_refused_before_anything_is_built(twin: SeeingTwin, checkpoint: Checkpoint) -> None:
+    vision, image = checkpoint.config.vision or {}, twin.image(1, 1, 1)
+    tried = 0
+    for key in HOSTILE.keys() & vision.keys():
+        for value in HOSTILE[key]:
+            config = replace(checkpoint.config, vision={**vision, key: value})
+            with pytest.raises((FormatError, WeightsError), match=r"vision_config|tensors|the config says"):
+                Towers(config, checkpoint.others, "here").see(image.values, image.positions)
+            tried += 1
+    assert tried >= 5
 
 
 def test_patches_that_do_not_fit_are_refused(twin: SeeingTwin, towers: Towers) -> None:

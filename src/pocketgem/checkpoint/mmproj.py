@@ -11,13 +11,10 @@ from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.mmproj_audio import SCALE_AS_IS, audio_config, audio_tensors
 from pocketgem.checkpoint.mmproj_vision import Projector, vision_config, vision_projector, vision_tensors
 from pocketgem.checkpoint.tensor import StoredTensor
-from pocketgem.checkpoint.towers import check_tower
+from pocketgem.checkpoint.towers import AUDIO, VISION, check_tower
 from pocketgem.config import ModelConfig
 from pocketgem.config.towers import Shapes, audio_shapes, vision_shapes
 from pocketgem.errors import UnsupportedError, WeightsError
-
-_OF_VISION = ("vision_tower.", "vision_embedder.", "embed_vision.", "multi_modal_projector.", "v.", "mm.")
-_OF_AUDIO = ("audio_tower.", "embed_audio.", "a.", "mm.a.")
 
 
 def with_mmproj(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkpoint:
@@ -85,7 +82,7 @@ def _others(
     checkpoint: Checkpoint, seen: Mapping[str, StoredTensor], heard: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """The tensors beside the text: towers of a kind that the file brings are gone, the rest stays."""
-    gone = (_OF_VISION if seen else ()) + (_OF_AUDIO if heard else ())
+    gone = (VISION if seen else ()) + (AUDIO if heard else ())
     kept = {
         name: tensor for name, tensor in checkpoint.others.items() if not name.removeprefix("model.").startswith(gone)
     }

@@ -1,4 +1,4 @@
-"""Whether the tensors of a tower are those its config asks for: looked at before anything is built or read."""
+"""Which tensors are a tower's, and whether they are those its config asks for: before anything is built or read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.config.towers import Shape
 from pocketgem.errors import WeightsError
+
+# How the names of tensors begin that belong to a tower, after an optional "model.".
+VISION = ("vision_tower.", "vision_embedder.", "embed_vision.", "multi_modal_projector.")
+AUDIO = ("audio_tower.", "embed_audio.")
 
 
 def check_tower(wanted: Mapping[str, Shape], present: Mapping[str, StoredTensor], where: str) -> None:
