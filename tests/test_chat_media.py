@@ -77,7 +77,9 @@ def test_ids_alone_are_refused_where_there_are_media() -> None:
         chat(GEMMA_4[0]).prompt([user([PICTURE])])
 
 
-pieces = st.lists(st.sampled_from([*PLACES, "<|image>", "<image|>", "<", "|", ">", "image", "|>", "<|", "a"]), max_size=6)
+pieces = st.lists(
+    st.sampled_from([*PLACES, "<|image>", "<image|>", "<", "|", ">", "image", "|>", "<|", "a"]), max_size=6
+)
 
 
 @settings(max_examples=100, deadline=None)

@@ -27,6 +27,7 @@ from pocketgem.checkpoint.mmproj import with_mmproj
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
+from pocketgem.engine.inserts import Insert
 from pocketgem.engine.past_folder import PastFolder
 from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
 from pocketgem.errors import PromptError
@@ -432,7 +433,8 @@ class LLM:
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
         ids = tuple(prompt.ids if isinstance(prompt, Laid) else self._ids(prompt))
-        guide, inserts = None, ()
+        guide: AnswerGuide | None = None
+        inserts: tuple[Insert, ...] = ()
         if thinking is not None or shape.format is not None:
             params = params if params.stop_ids else replace(params, stop_ids=self.tokenizer.end_ids)
             guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)

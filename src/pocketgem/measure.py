@@ -37,9 +37,7 @@ def score(engine: Engine, lock: Lock, ids: Sequence[int], chunk: int) -> Score:
 
 
 @torch.inference_mode()
-def embedding(
-    engine: Engine, lock: Lock, ids: Sequence[int], chunk: int, proceed: Callable[[], bool]
-) -> list[float]:
+def embedding(engine: Engine, lock: Lock, ids: Sequence[int], chunk: int, proceed: Callable[[], bool]) -> list[float]:
     """See ``LLM.embed``. Raises PromptError, and RunError when ``proceed`` says no."""
     engine.check(ids)
     model = engine.model

@@ -108,7 +108,7 @@ def caption(llm: LLM, video: Video, *, frames: int | None = None, **options: Any
 
 
 def box_of(box: Sequence[int], label: str, size: tuple[int, int]) -> Box:
-    """``[ymin, xmin, ymax, xmax]`` of 0 to 1000 in a picture of height and width ``size``. At least a pixel each way."""
+    """``[ymin, xmin, ymax, xmax]`` of 0 to 1000 in a picture of height and width ``size``; never empty."""
     height, width = size
     (top, bottom), (left, right) = _span(box[0], box[2], height), _span(box[1], box[3], width)
     return Box(left, top, right, bottom, label)

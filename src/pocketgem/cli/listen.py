@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 Audio = Annotated[Path, typer.Argument(metavar="AUDIO", help="A recording of any length: WAV, FLAC, MP3 or OGG.")]
 Spoken = Annotated[
-    str | None, typer.Option("--language", metavar="LANGUAGE", help="What is spoken: de, German, ... Left out: found out.")
+    str | None, typer.Option("--language", metavar="LANGUAGE", help="What is spoken: de, German, ...; else found out.")
 ]
 Source = Annotated[
-    str | None, typer.Option("--from", metavar="LANGUAGE", help="What is spoken: de, German, ... Left out: found out.")
+    str | None, typer.Option("--from", metavar="LANGUAGE", help="What is spoken: de, German, ...; else found out.")
 ]
 Target = Annotated[str, typer.Option("--to", metavar="LANGUAGE", help="What to translate it to.")]
 

@@ -83,7 +83,7 @@ RayAddress = Annotated[
 ]
 Mmproj = Annotated[
     list[str] | None,
-    typer.Option("--mmproj", metavar="[NAME=]FILE", help="A GGUF file with a GGUF model's towers; of the first unless named."),
+    typer.Option("--mmproj", metavar="[NAME=]FILE", help="A GGUF file with a GGUF model's towers."),
 ]
 Remote = Annotated[
     bool, typer.Option("--allow-remote-media", help="Fetch images and the like from public http addresses on request.")

@@ -24,7 +24,8 @@ NEEDS = {"picture": ("PIL",), "sound": ("soundfile", "soxr"), "spoken": ("av", "
 class Decoder:
     """Reads files of strangers. Thread-safe; calls block. Close it, or use it in a ``with``.
 
-    at_once: files that are decoded side by side, each in a process of its own. More of them wait.
+    at_once: files that are decoded side by side, each in a process of its own. More of them wait. limits: of what is
+    asked for and what is taken back; the processes keep to LIMITS.
     """
 
     def __init__(self, *, at_once: int = 2, limits: Limits = LIMITS) -> None:

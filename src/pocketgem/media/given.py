@@ -28,8 +28,10 @@ def read_file(path: Path) -> bytes:
 
 def checked_budget(value: object) -> Budget:
     """``value`` if it is a budget. Raises MediaError."""
-    if value == "auto" or (type(value) is int and value in BUDGETS):
-        return value  # type: ignore[return-value]
+    if value == "auto":
+        return "auto"
+    if type(value) is int and value in BUDGETS:
+        return value
     raise MediaError(f"an image budget is {str(value)[:40]!r}; it is auto or one of {', '.join(map(str, BUDGETS))}")
 
 

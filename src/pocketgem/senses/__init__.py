@@ -10,6 +10,7 @@ Nothing of it takes the engine's lock: others' answers go on meanwhile.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,9 @@ from pocketgem.errors import MediaError, RunError
 from pocketgem.media.decode import Decoder
 from pocketgem.media.given import Budget, checked_budget
 from pocketgem.media.kinds import Clip, Frames, Patches, Picture, Sound
-from pocketgem.senses import prepare
 from pocketgem.senses.layout import Laid, Layout
 from pocketgem.senses.medium import Medium, Wanted, wanted
+from pocketgem.senses.prepare import prepared
 from pocketgem.senses.shelf import Encoded, Shelf
 from pocketgem.text.media import Kind, Part
 from pocketgem.text.tokenizer import Tokenizer
@@ -100,7 +101,7 @@ class Senses:
         most: tokens that there is room for. Raises MediaError.
         """
         if len(parts) > MOST_MEDIA:
-            raise MediaError(f"there are {len(parts)} images, sounds and videos; at most {MOST_MEDIA} are taken at once")
+            raise MediaError(f"there are {len(parts)} images, sounds and videos; {MOST_MEDIA} are taken at once")
         media: list[Medium] = []
         held = 0
         for part in parts:
@@ -109,7 +110,7 @@ class Senses:
             held += media[-1].nbytes
             tokens = sum(one.tokens for one in media)
             if most is not None and tokens >= most:
-                raise MediaError(f"the media have {tokens} tokens or more, but the context holds {most} with the answer")
+                raise MediaError(f"the media have {tokens} tokens or more; the context holds {most} with the answer")
         return media
 
     def lay(self, parts: Iterable[Part], media: Sequence[Medium]) -> Laid:
@@ -165,25 +166,25 @@ class Senses:
         return replace(known.medium, wanted=one) if known else self._prepared(one, key)
 
     def _prepared(self, one: Wanted, key: bytes) -> Medium:
-        content = self._decoded(one)
-        if isinstance(content, Picture):
-            made = prepare.picture(self.config, content, one.budget)
-        elif isinstance(content, Sound):
-            made = prepare.sound(self.config, content)
-        else:
-            made = prepare.clip(self.config, content, one.budget)
+        made = prepared(self.config, self._decoded(one), one.budget)
         return Medium(key, one, tuple(take.tokens for take in made.takes), made.stamps, made.notes, made.takes)
 
     def _decoded(self, one: Wanted) -> Picture | Sound | Clip:
         if not isinstance(one.content, bytes):
             return one.content
         with self._lock:
-            decoder = self.decoder = self.decoder or Decoder()
+            decoder = self.decoder = self.decoder or self._own_decoder()
         if one.kind == "image":
             return decoder.picture(one.content, declared=one.declared)
         if one.kind == "audio":
             return decoder.sound(one.content, declared=one.declared)
         return decoder.clip(one.content, frames=one.frames, declared=one.declared)
+
+    def _own_decoder(self) -> Decoder:
+        """One whose processes end when nobody has these senses any more."""
+        decoder = Decoder()
+        weakref.finalize(self, decoder.close)
+        return decoder
 
     def _encoded(self, medium: Medium, proceed: Proceed) -> Encoded:
         with self._encoding:  # who waits here for the same medium finds it afterwards

@@ -1,8 +1,8 @@
 """Media in a prompt: the ids around them, and where their rows stand.
 
-Gemma 4 writes ``<|image>``, a placeholder for each row, ``<image|>``; sounds likewise; a video as its frames, each behind
-the time at which it is shown. Gemma 3 puts empty lines around an image. Source: transformers' Gemma4Processor and
-Gemma3Processor, the oracles of ``tests/test_senses_layout.py``.
+Gemma 4 writes ``<|image>``, a placeholder for each row, ``<image|>``; sounds likewise; a video as its frames, each
+behind the time at which it is shown. Gemma 3 puts empty lines around an image. Source: transformers' processors, the
+oracles of ``tests/test_senses_layout.py``.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ from pocketgem.media.given import Budget, checked_budget, read_file
 from pocketgem.media.kinds import Clip, Frames, Patches, Picture, Sound
 from pocketgem.text.media import Kind
 
-
 USUAL_FRAMES, FRAME_BUDGET = 32, 70  # of a video: pictures, and rows for each, as Gemma 4's own processor takes them
 MAX_FRAMES = 256
-_DECODED = {"image": Picture, "audio": Sound, "video": Clip}
+_DECODED: dict[Kind, type[Picture] | type[Sound] | type[Clip]] = {"image": Picture, "audio": Sound, "video": Clip}
 _VERSION = b"pocketgem media 1"  # of how media are prepared: another one makes all keys others
 
 
@@ -88,8 +87,9 @@ def wanted(part: Mapping[str, object], usual: Budget) -> Wanted:
         given = read_file(given)
     if isinstance(given, bytearray | memoryview):
         given = bytes(given)
-    if not isinstance(given, bytes | _DECODED[kind]):
-        name = _DECODED[kind].__name__
+    decoded = _DECODED[kind]
+    if not isinstance(given, bytes) and not isinstance(given, decoded):
+        name = decoded.__name__
         raise MediaError(f"{kind} is a {type(given).__name__}; it can be a file's bytes, a Path or a {name}")
     budget, frames = part.get("budget"), part.get("frames")
     return Wanted(

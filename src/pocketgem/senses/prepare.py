@@ -25,7 +25,14 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def picture(config: ModelConfig, given: Picture, budget: Budget) -> Prepared:
+def prepared(config: ModelConfig, content: Picture | Sound | Clip, budget: Budget) -> Prepared:
+    """What the towers take of a medium. ``budget``: of an image, or of each frame. Raises MediaError."""
+    if isinstance(content, Picture):
+        return _picture(config, content, budget)
+    return _sound(config, content) if isinstance(content, Sound) else _clip(config, content, budget)
+
+
+def _picture(config: ModelConfig, given: Picture, budget: Budget) -> Prepared:
     """One run. Raises MediaError."""
     take = _patches(config, given, budget)
     height, width = given.size
@@ -33,7 +40,7 @@ def picture(config: ModelConfig, given: Picture, budget: Budget) -> Prepared:
     return Prepared((take,), notes=(note,) if take.shrunk else ())
 
 
-def clip(config: ModelConfig, given: Clip, budget: Budget) -> Prepared:
+def _clip(config: ModelConfig, given: Clip, budget: Budget) -> Prepared:
     """A run for each frame. Raises MediaError."""
     if not given.frames:
         raise MediaError("the video shows nothing: it has no frames")
@@ -41,7 +48,7 @@ def clip(config: ModelConfig, given: Clip, budget: Budget) -> Prepared:
     return Prepared(takes, tuple(map(stamp, given.seconds)), (NO_SOUND,) if given.has_sound else ())
 
 
-def sound(config: ModelConfig, given: Sound) -> Prepared:
+def _sound(config: ModelConfig, given: Sound) -> Prepared:
     """A run, or several where it lasts longer than a model hears at once: they meet where it is quiet."""
     pieces = cut(given)
     sounds = (Sound(given.samples[piece.own : piece.stop]) for piece in pieces)

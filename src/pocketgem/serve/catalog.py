@@ -29,7 +29,12 @@ class Listed:
 def entry(model: Listed) -> dict[str, object]:
     """One model. ``context_length``, ``chat``, ``loaded`` and ``input_modalities`` are extensions."""
     takes = None if model.takes is None else list(model.takes)
-    extensions = {"context_length": model.context, "chat": model.chat, "loaded": model.loaded, "input_modalities": takes}
+    extensions = {
+        "context_length": model.context,
+        "chat": model.chat,
+        "loaded": model.loaded,
+        "input_modalities": takes,
+    }
     return {
         "id": model.id,
         "object": "model",

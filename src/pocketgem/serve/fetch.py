@@ -33,7 +33,9 @@ def fetch(url: str, *, most: int = MAX_BYTES, seconds: float = SECONDS) -> bytes
             connection.request("GET", path, headers={"User-Agent": "pocketgem", "Accept-Encoding": "identity"})
             answer = connection.getresponse()
             if answer.status != 200:
-                raise MediaError(f"the address answered {answer.status}; only 200 is taken, and no redirect is followed")
+                raise MediaError(
+                    f"the address answered {answer.status}; only 200 is taken, and no redirect is followed"
+                )
             return _read(answer, connection, most, until)
     except (OSError, http.client.HTTPException, ValueError):
         raise MediaError("the address could not be fetched") from None

@@ -7,7 +7,7 @@ message, ``tool_call_error`` and ``empty_reason`` in a block of text of their ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pocketgem.engine.request import FinishReason
 from pocketgem.serve.dialect import Asked, Out, Sent, Stamp, finite, progress, to_json

@@ -111,7 +111,9 @@ def input_image(fields: Fields) -> Message:
 def input_file(fields: Fields) -> Message:
     """Responses: ``{"file_data", "filename"}``."""
     if fields.has("file_url"):
-        fields.refuse("file_url", "is not taken: an address does not say what lies there; use input_image, or file_data")
+        fields.refuse(
+            "file_url", "is not taken: an address does not say what lies there; use input_image, or file_data"
+        )
     return _of_file(fields, "file_data")
 
 

@@ -86,7 +86,9 @@ class InResults:
     def __init__(self, mark: str) -> None:
         self._mark = mark
         self._places = {kind: place for place, kind in reversed(PLACES.items())}
-        self._carried = re.compile(rf"({mark}+)((?:(?!{mark}|{re.escape(self.END)}).)*{re.escape(self.END)})", re.DOTALL)
+        self._carried = re.compile(
+            rf"({mark}+)((?:(?!{mark}|{re.escape(self.END)}).)*{re.escape(self.END)})", re.DOTALL
+        )
         self._kinds: list[Kind] = []
 
     def carry(self, messages: Sequence[dict[str, object]]) -> list[dict[str, object]]:
