@@ -51,8 +51,8 @@ class Task:
         """Languages by code or name. Raises PromptError for one that is none, and for a long hint."""
         if len(hint) > MAX_HINT:
             raise PromptError(f"the hint has {len(hint)} characters; at most {MAX_HINT} are taken")
-        names = (None if language is None else language_name(language) for language in (source, target))
-        return cls(*names, hint=_line(hint))
+        source, target = (None if language is None else language_name(language) for language in (source, target))
+        return cls(source, target, _line(hint))
 
     @property
     def overlap(self) -> float:
