@@ -13,7 +13,7 @@ from itertools import groupby
 
 from pocketgem.errors import MediaError
 from pocketgem.senses.medium import Medium
-from pocketgem.text.media import KINDS, Kind, Part, Slot
+from pocketgem.text.media import KINDS, Part, Slot
 from pocketgem.text.tokenizer import Tokenizer
 
 GEMMA_4 = {
