@@ -9,6 +9,7 @@ layers run as ever; only its logits are the script's: the id that comes next sta
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.cli_models import CONFIG
 
 ABOVE = 30.0  # how far the scripted id's logit stands above the others
 END = "<turn|>"
+_MEDIA = re.compile(r"<\|(image|audio)>(<\|(image|audio|video)\|>)+<(image|audio)\|>")
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Script:
 
     def next(self, text: str, tokenizer: Tokenizer) -> int:
         """The id after a text, its control tokens written out."""
-        said, answer = self._place(text)
+        said, answer = self._place(_MEDIA.sub("", text))
         if answer is None:
             return tokenizer.encode("abcdefghijklmnopqrstuvwxyz"[len(said) % 26], add_bos=False)[0]
         ids = tokenizer.encode(answer, add_bos=False, parse_special=True)

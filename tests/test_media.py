@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -10,8 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soxr
@@ -273,17 +276,33 @@ def test_sound_is_told_and_the_rest_of_a_long_video_too(decoder: Decoder) -> Non
 
 
 def test_large_frames_are_made_smaller(decoder: Decoder) -> None:
-    picture = noise(1080, 1920)
-    data = video(4, size=(1920, 1080), paint=lambda number: picture, preset="ultrafast")
+    picture = noise(720, 1280)
+    data = video(4, size=(1280, 720), paint=lambda number: picture, preset="ultrafast")
     clip = decoder.clip(data, frames=4)
-    assert clip.frames[0].size == (1080, 1920)
-    many = video(40, size=(1920, 1080), paint=lambda number: picture, preset="ultrafast")
+    assert clip.frames[0].size == (720, 1280)
+    many = video(32, size=(1280, 720), paint=lambda number: picture, preset="ultrafast")
     small = decoder.clip(many, frames=32)
     height, width = small.frames[0].size
     assert 0.9 * LIMITS.clip_pixels / 32 <= height * width <= LIMITS.clip_pixels / 32
     assert width / height == pytest.approx(16 / 9, abs=0.01)
     expected = np.asarray(Image.fromarray(clip.frames[0].pixels).resize((width, height), Image.Resampling.BICUBIC))
     assert np.abs(small.frames[0].pixels.astype(int) - expected).mean() < 1
+
+
+def test_seconds_are_those_of_the_file_where_its_rate_varies(decoder: Decoder) -> None:
+    shown = [0, 10, 500, 510, 2000, 2400]  # milliseconds
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=30, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 64, 48, "yuv420p", Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, when in enumerate(shown):
+            frame = av.VideoFrame.from_ndarray(moving(number), format="rgb24")
+            frame.pts, frame.time_base = when, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert decoder.clip(file.getvalue()).seconds == pytest.approx([when / 1000 for when in shown], abs=0.001)
+    assert len(decoder.clip(file.getvalue(), seconds=1).frames) == 4
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -414,6 +433,21 @@ def test_after_close_nothing_runs_and_nothing_is_decoded() -> None:
     with pytest.raises(RunError, match="closed"):
         decoder.picture(png_of_noise())
     decoder.close()
+
+
+def test_a_decoder_that_nobody_closes_ends_with_its_last_user() -> None:
+    decoder = Decoder()
+    decoder.picture(png_of_noise())
+    process = process_of(decoder)._process
+    del decoder
+    gc.collect()
+    assert process.poll() is not None
+
+
+@ON_LINUX
+def test_what_holds_is_told(decoder: Decoder) -> None:
+    for room in ("picture", "sound", "spoken", "clip"):
+        assert {"no files", "no network", "no new privileges", "limit AS", "limit FSIZE"} <= set(decoder.confined(room))
 
 
 @ON_LINUX

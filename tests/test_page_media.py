@@ -20,9 +20,9 @@ from tests.test_page import CHROMIUM, FLAGS, answers, ask, expect, sync_api
 
 pytestmark = test_page.pytestmark
 PLACES = [
-    {"box_2d": [100, 50, 700, 450], "label": "house"},
-    {"box_2d": [200, 500, 900, 950], "label": "tree"},
-    {"point": [500, 250], "label": "door"},
+    {"box_2d": [140, 73, 812, 427], "label": "house"},
+    {"box_2d": [218, 562, 875, 896], "label": "tree"},
+    {"point": [687, 260], "label": "door"},
 ]
 SCRIPT = Script({"where": [f"```json\n{json.dumps(PLACES)}\n```"], "hello": ["Hello, you."], "what": ["Two things."]})
 MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -130,12 +130,12 @@ def test_boxes_and_points_lie_on_the_picture(page: Any) -> None:
     expect(layer.locator(".dot")).to_have_count(1)
     expect(layer.locator(".tag")).to_have_text(["house", "tree", "door"])
     image, house = layer.locator("img").bounding_box(), layer.locator("rect").first.bounding_box()
-    for name, start, length in (("x", 0.05, "width"), ("y", 0.1, "height")):
+    for name, start, length in (("x", 0.073, "width"), ("y", 0.14, "height")):
         assert abs(house[name] - image[name] - start * image[length]) < 4
-    assert abs(house["width"] - 0.4 * image["width"]) < 6
-    assert abs(house["height"] - 0.6 * image["height"]) < 6
+    assert abs(house["width"] - 0.354 * image["width"]) < 6
+    assert abs(house["height"] - 0.672 * image["height"]) < 6
     dot = layer.locator(".dot").bounding_box()
-    assert abs(dot["x"] + dot["width"] / 2 - image["x"] - 0.25 * image["width"]) < 3
+    assert abs(dot["x"] + dot["width"] / 2 - image["x"] - 0.26 * image["width"]) < 3
     page.evaluate("document.getElementById('thread').scrollTop = 0")
     shot(page, "page-media")
     page.emulate_media(color_scheme="dark")

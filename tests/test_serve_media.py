@@ -85,7 +85,7 @@ def test_openais_client_sends_images(server: Running, towers: FakeTowers) -> Non
         assert whole.usage is not None
         details = whole.usage.prompt_tokens_details
         assert details is not None
-        assert details.model_extra["image_tokens"] == 2 * 60  # type: ignore[index]
+        assert details.to_dict()["image_tokens"] == 2 * 60
         pieces = client.chat.completions.create(model="m", messages=asked, stream=True)
         said = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
         assert said == "There are two."
@@ -103,8 +103,8 @@ def test_openais_client_sends_sound_video_and_files(server: Running) -> None:
         assert answer.usage is not None
         details: Any = answer.usage.prompt_tokens_details
         assert details.audio_tokens == 13
-        assert details.model_extra["image_tokens"] == 60
-        assert details.model_extra["video_tokens"] == 4 * 64
+        assert details.to_dict()["image_tokens"] == 60
+        assert details.to_dict()["video_tokens"] == 4 * 64
 
 
 def test_openais_responses_keep_images_for_the_next_turn(server: Running, towers: FakeTowers) -> None:
@@ -118,7 +118,7 @@ def test_openais_responses_keep_images_for_the_next_turn(server: Running, towers
         second = client.responses.create(model="m", input="how many", previous_response_id=first.id)
         assert second.output_text == "There are two."
         assert second.usage is not None
-        assert second.usage.input_tokens_details.model_extra["image_tokens"] == 60  # type: ignore[index]
+        assert second.usage.input_tokens_details.to_dict()["image_tokens"] == 60
         assert towers.runs == 1
 
 
@@ -141,15 +141,13 @@ def test_anthropics_client_sends_images_also_in_results(server: Running) -> None
 
 def test_a_real_twin_answers_and_not_by_who_asked_before(server: Running) -> None:
     def answer(*content: Any) -> Any:
-        made = server.http.post("/v1/chat/completions", json=body(*content, model="twin", max_tokens=4, logprobs=True))
+        made = server.http.post("/v1/chat/completions", json=body(*content, model="twin", max_tokens=6))
         assert made.status_code == 200, made.text
-        choice = made.json()["choices"][0]
-        return choice["message"]["content"], choice["logprobs"]
+        return made.json()["choices"][0]["message"]["content"]
 
-    alone = answer(image(1), text("a"))
-    assert answer(image(2), text("a")) != alone or True
-    assert answer(image(1), text("a")) == alone
-    assert answer(image(1), text("b"), image(2)) == answer(image(1), text("b"), image(2))
+    several = [(image(1), text("a")), (image(2), text("a")), (image(1), text("b"), image(2))]
+    alone = [answer(*content) for content in several]
+    assert [answer(*content) for content in reversed(several)] == alone[::-1]
 
 
 # ---- what the server says of it --------------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ def test_metrics_count_and_the_log_holds_no_content(server: Running, towers: Fak
         ({"type": "image_url", "image_url": {"url": url(b"nothing")}}, "picture"),
         ({"type": "image_url", "image_url": {"url": url(png(), "image/jpeg")}}, "jpeg"),
         ({"type": "image_url", "image_url": {"url": url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml")}},
-         "svg"),
+         "SVG"),
         ({"type": "image_url", "image_url": {"url": url(png()), "detail": "huge"}}, "must be one of low"),
         ({"type": "image_url", "image_url": {"url": url(wav(), "image/png")}}, "picture"),
         ({"type": "image_url"}, "is missing"),

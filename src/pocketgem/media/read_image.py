@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, TiffImagePlugin  # the last reads EXIF, and would be imported too late
+from PIL import Image, ImageFile, TiffImagePlugin  # noqa: F401 - the last reads EXIF, and would be imported too late
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -35,7 +35,7 @@ TURNS: dict[int, tuple[Image.Transpose, bool, bool]] = {
 BAND = 1 << 18  # pixels that are converted at once
 WHITE = (255, 255, 255)
 
-LATE = (TiffImagePlugin, Image.preinit())  # imports, while files can be opened
+Image.preinit()  # imports, while files can be opened
 
 
 def read(question: Question, file: BinaryIO, answer: Answer) -> None:

@@ -28,7 +28,7 @@ def fetch(url: str, *, most: int = MAX_BYTES, seconds: float = SECONDS) -> bytes
     parts = _parsed(url)
     until = time.monotonic() + seconds
     try:
-        with closing(_connected(parts, until)) as connection:
+        with closing(_connected(parts, until)) as connection, closing(connection.sock) as sock:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"User-Agent": "pocketgem", "Accept-Encoding": "identity"})
             answer = connection.getresponse()
@@ -36,7 +36,7 @@ def fetch(url: str, *, most: int = MAX_BYTES, seconds: float = SECONDS) -> bytes
                 raise MediaError(
                     f"the address answered {answer.status}; only 200 is taken, and no redirect is followed"
                 )
-            return _read(answer, connection, most, until)
+            return _read(answer, sock, most, until)
     except (OSError, http.client.HTTPException, ValueError):
         raise MediaError("the address could not be fetched") from None
 
@@ -89,12 +89,11 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def _read(answer: http.client.HTTPResponse, connection: http.client.HTTPConnection, most: int, until: float) -> bytes:
+def _read(answer: http.client.HTTPResponse, sock: socket.socket, most: int, until: float) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
-        if connection.sock is not None:
-            connection.sock.settimeout(_left(until))
+        sock.settimeout(_left(until))
         piece = answer.read1(_PIECE)
         if not piece:
             return b"".join(pieces)

@@ -41,7 +41,8 @@ class Media:
             left.set()
 
     def close(self) -> None:
-        """Ends the decoder's processes. A decoder that is asked for after that is a new one."""
+        """Ends the decoder's processes, and takes no more work. A decoder that is asked for after that is a new one."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             decoder, self._decoder = self._decoder, None
         if decoder is not None:
