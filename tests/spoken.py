@@ -61,6 +61,17 @@ def speech(voice: str = "en", rate: int = SAMPLE_RATE) -> Sound:
     return Sound(resampled(*recorded(voice, rate)))
 
 
+def recording(seconds: float, rate: int = 16_000) -> bytes:
+    """A WAV file of noise, silent for its last quarter second."""
+    samples = np.random.default_rng(0).integers(-3000, 3000, int(seconds * rate), np.int16)
+    samples[-rate // 4 :] = 0
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, rate, 0, "NONE", ""))
+        out.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
 def by_fourier(samples: Floats, rate: int, wanted: int = SAMPLE_RATE) -> Floats:
     """Another resampler, an ideal one: the spectrum cut off at the lower half rate."""
     count = round(len(samples) * wanted / rate)
