@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 
 from pocketgem.serve.settings import Settings
 from tests.scripted import Script, scripted_llm
 from tests.serving import PATIENCE, Running, running, wait_for
+from tests.spoken import recording
 
 ROUTE = "/v1/audio/transcriptions"
 SCRIPT = Script(
@@ -28,17 +26,6 @@ SCRIPT = Script(
         "original language": ["Something else."],
     }
 )
-
-
-def recording(seconds: float, rate: int = 16_000) -> bytes:
-    """A WAV file of noise, silent for its last quarter second."""
-    samples = np.random.default_rng(0).integers(-3000, 3000, int(seconds * rate), np.int16)
-    samples[-rate // 4 :] = 0
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, rate, 0, "NONE", ""))
-        out.writeframes(samples.tobytes())
-    return file.getvalue()
 
 
 SHORT = ("a.wav", recording(1.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from pocketgem.answers import Reply, Stats
 from pocketgem.engine.request import FinishReason
-from pocketgem.errors import PromptError
+from pocketgem.errors import MediaError, PromptError
 from pocketgem.media.kinds import SAMPLE_RATE, Sound
 from pocketgem.speech import Task, transcribe, translate
 from pocketgem.subtitles import MOST, Line, sentences, spread, srt, vtt
 from pocketgem.text.languages import LANGUAGES, language_name
+from tests.scripted import Script, scripted_llm
+from tests.spoken import recording
 
 FORM = """
 
@@ -84,6 +87,17 @@ def test_hints_are_one_line_and_bounded() -> None:
     assert Task.of("en", hint=" Ada\n Byron ").prompt.endswith("\n*   These names and words may come up: Ada Byron")
     with pytest.raises(PromptError, match="at most 2000"):
         Task.of("en", hint="x" * 2001)
+
+
+def test_a_files_bytes_are_heard_and_a_model_without_ears_says_so(tmp_path: Path) -> None:
+    """Through a real model, template, tower and decoder; only the answer is a script's."""
+    script = Script({"into German text": ["Hallo Welt."]})
+    hears = scripted_llm(tmp_path / "hears", script, hears=True)
+    assert transcribe(hears, recording(1.0), "de").text == "Hallo Welt."
+    (tmp_path / "a.wav").write_bytes(recording(1.0))
+    assert transcribe(hears, tmp_path / "a.wav", "de").text == "Hallo Welt."
+    with pytest.raises(MediaError, match="no audio tower"):
+        transcribe(scripted_llm(tmp_path / "deaf", script), recording(1.0), "de")
 
 
 # ---- how answers are put together ------------------------------------------------------------------------------------

@@ -156,6 +156,14 @@ class Senses:
             raise TypeError("a video is decoded to a Clip")
         return made
 
+    def sound(self, given: bytes | Path | Sound) -> Sound:
+        """A sound decoded, for a model that hears. Raises MediaError."""
+        self.check("audio")
+        made = self._decoded(wanted({"type": "audio", "audio": given}, self.budget))
+        if not isinstance(made, Sound):
+            raise TypeError("a sound is decoded to a Sound")
+        return made
+
     def drop(self) -> None:
         """Give back the memory of towers and of encoded media."""
         self.towers.drop()
