@@ -98,7 +98,7 @@ class LLM:
         cls,
         model: str | Path | Checkpoint,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         context: int | None = None,
         threads: int | None = None,
         ple: str = Place.AUTO,
@@ -121,14 +121,15 @@ class LLM:
         Args:
             model: a GGUF file, a folder with safetensors, a hub name ``org/name``, or ``gemma-3-270m``; or one of these
                 already opened.
-            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; None leaves quantised weights packed
-                for the compiled kernels where there are any, else takes what this machine multiplies fastest.
+            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; "stored" leaves those in blocks as
+                they are and unpacks them piece by piece in use; None leaves quantised weights packed for the compiled
+                kernels where there are any, else takes what this machine multiplies fastest and what fits on the card.
             context: longest prompt plus answer in tokens; None for the model's own limit.
             threads: processor threads, 1 to 1024; None for one on each performance core this process may use.
             ple: where rows of the per-layer-embedding table come from: "disk" reads each token's row from the file when
                 it is needed, "ram" holds the table's stored bytes in memory, "device" puts them beside the weights;
                 "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
-            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 unless dtype says else.
+            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 where it has room.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
