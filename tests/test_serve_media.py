@@ -267,6 +267,8 @@ def test_what_waits_for_a_tower_ends_with_its_client(server: Running, towers: Fa
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
         assert begun.wait(PATIENCE)
+        others = server.http.post("/v1/chat/completions", json=body(text("hello")))
+        assert others.json()["choices"][0]["message"]["content"] == "Hello, you.", "others waited for a tower"
     wait_for(lambda: any(line.get("ended") == "client gone" for line in server.lines))
     go.set()
     time.sleep(0.2)
