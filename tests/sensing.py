@@ -24,6 +24,8 @@ from tests import text_fixtures as fixtures
 from tests.audio_twins import hearing_twin
 from tests.twins import make_twin
 
+CONTEXT = 4096  # tokens: random answers that must be whole are long
+
 
 class FakeTowers:
     """Rows that depend on what is seen and on nothing else, and a count of how often a tower ran."""
@@ -56,6 +58,9 @@ def sensing_llm(folder: Path, layout: str = "E2B", **options: Any) -> LLM:
         hearing_twin(layout, folder)
     else:
         make_twin(layout, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = CONTEXT
+    (folder / "config.json").write_text(json.dumps(config))
     gemma3 = layout.startswith("gemma3")
     metadata = fixtures.spm_metadata() if gemma3 else fixtures.gemma4_metadata()
     template = "gemma3_like.jinja" if gemma3 else "gemma4_like.jinja"

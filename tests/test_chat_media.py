@@ -50,7 +50,8 @@ def test_media_in_a_tools_result_stand_behind_it(path: Any) -> None:
     result = {"role": "tool", "tool_call_id": "c1", "content": [text("see "), PICTURE, PICTURE]}
     line = written(chat(path).parts([user([PICTURE, text("w")]), called("Oslo"), result]))
     assert line.index("[image 0]") < line.index("see ")
-    assert "<tool_response|>[image 1][image 2]" in line and line.count("[") == 3
+    assert "<tool_response|>[image 1][image 2]" in line
+    assert line.count("[") == 3
 
 
 def test_gemma_3_writes_its_own_place() -> None:

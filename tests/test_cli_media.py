@@ -96,9 +96,9 @@ def test_detect_and_point_write_and_draw(cli: Cli, twin: Path, files: Any, tmp_p
     assert ran.code == 0, ran.err
     boxes = json.loads(ran.out)
     assert all({*box} == {"left", "top", "right", "bottom", "label"} for box in boxes)
-    assert Image.open(drawn).size == (90, 60)
-    before = np.asarray(Image.open(io.BytesIO(files["a.png"].read_bytes())))
-    assert (np.asarray(Image.open(drawn)) != before).any() == bool(boxes)
+    before, after = (np.asarray(Image.open(io.BytesIO(path.read_bytes()))) for path in (files["a.png"], drawn))
+    assert after.shape == (60, 90, 3)
+    assert (after != before).any() == bool(boxes)
     assert cli("point", twin, files["a.png"], "cats").code == 0
     assert "say what to look for" in cli("point", twin, files["a.png"], " ").err
 
@@ -114,7 +114,7 @@ def test_captions_and_transcripts(cli: Cli, twin: Path, files: Any, monkeypatch:
     heard = cli("transcribe", twin, files["b.wav"], "--json")
     assert heard.code == 0, heard.err
     assert json.loads(heard.out)["seconds"] == 0.5
-    assert cli("translate", twin, files["b.wav"], "--to", "Elvish").code == 2
+    assert cli("translate", twin, files["b.wav"], "--to", "xx").code == 2
 
 
 def test_a_conversation_shows_files(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -294,3 +294,11 @@ def test_a_tower_of_one_layout_is_whole_and_seen_at_once(tmp_path: Path) -> None
     assert all(insert.whole for insert in inserts(llm, ask(picture(1), picture(2), "?")))
     assert not llm.senses.can("audio")
     assert greedy(llm, ask(picture(1), picture(2), "?")) == greedy(llm, ask(picture(1), picture(2), "?"))
+
+
+def test_gemma_3_sees_squares_of_one_size(tmp_path: Path) -> None:
+    llm = sensing_llm(tmp_path / "gemma3", "gemma3-multimodal")
+    (one,) = inserts(llm, ask("One ", ("image", png(1, 40, 20)), "?"))
+    assert (one.count, one.whole) == (4, True)
+    assert not llm.senses.can("video")
+    assert greedy(llm, ask(picture(1), "?")) == greedy(llm, ask(picture(1), "?"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,8 @@ def test_gemma_3(tmp_path: Path) -> None:
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     known = type("Names", (), {**names, "boi_token_id": 0})()
     processor = Gemma3Processor.__new__(Gemma3Processor)
-    try:
+    with suppress(TypeError, ValueError, AttributeError):  # for parts not given here; the sequence is made before
         Gemma3Processor.__init__(processor, None, known)
-    except (TypeError, ValueError, AttributeError):  # the parts it is not given here; the sequence is made before
-        pass
     assert processor.full_image_sequence == image
     text = f"<bos><start_of_turn>user\nLook:{image}the{image}12<end_of_turn>\n<start_of_turn>model\n"
     assert found == tokenizer.encode(text, add_bos=False, parse_special=True)

@@ -80,6 +80,7 @@ class Finished:
           that never ended), "degenerate_repetition" or "truncated_json"
     stopped_by  the stop string that ended it, where one did
     notes  what a person should know of how the prompt's media were taken: an image that was made smaller, ...
+    thought_tokens  how many of the ids were thought, the marks about it included
     """
 
     finish: FinishReason
@@ -89,6 +90,7 @@ class Finished:
     flaw: str | None = None
     stopped_by: str | None = None
     notes: tuple[str, ...] = ()
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,30 +22,27 @@ import torch
 
 from pocketgem import kernels
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, fold, fold_events
-from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
+from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, tower_files
 from pocketgem.checkpoint.mmproj import with_mmproj
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.inserts import Insert
 from pocketgem.engine.past_folder import PastFolder
-from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
+from pocketgem.engine.request import FinishReason, Request, SamplingParams
 from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
 from pocketgem.measure import embedding, score
 from pocketgem.media.decode import Decoder
 from pocketgem.media.given import Budget, checked_budget
 from pocketgem.memory.experts import ExpertUse
-from pocketgem.memory.fit import Wish
-from pocketgem.memory.options import plan_here
-from pocketgem.memory.place import Place, checked_place
+from pocketgem.memory.place import Place
 from pocketgem.memory.plan import Plan
-from pocketgem.memory.program import give_back
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
 from pocketgem.model.towers import Towers
-from pocketgem.opening import bytes_of, engine_of, options_of
-from pocketgem.parts import checked_device, defaults_of, identity_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.opening import Wishes, bytes_of, engine_of, opened, past_folder
+from pocketgem.parts import defaults_of, nameless_ids, template_of
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.senses import Senses
 from pocketgem.senses.layout import Laid
@@ -101,7 +98,7 @@ class LLM:
         cls,
         model: str | Path | Checkpoint,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         context: int | None = None,
         threads: int | None = None,
         ple: str = Place.AUTO,
@@ -124,14 +121,15 @@ class LLM:
         Args:
             model: a GGUF file, a folder with safetensors, a hub name ``org/name``, or ``gemma-3-270m``; or one of these
                 already opened.
-            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; None leaves quantised weights packed
-                for the compiled kernels where there are any, else takes what this machine multiplies fastest.
+            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; "stored" leaves those in blocks as
+                they are and unpacks them piece by piece in use; None leaves quantised weights packed for the compiled
+                kernels where there are any, else takes what this machine multiplies fastest and what fits on the card.
             context: longest prompt plus answer in tokens; None for the model's own limit.
             threads: processor threads, 1 to 1024; None for one on each performance core this process may use.
             ple: where rows of the per-layer-embedding table come from: "disk" reads each token's row from the file when
                 it is needed, "ram" holds the table's stored bytes in memory, "device" puts them beside the weights;
                 "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
-            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 unless dtype says else.
+            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 where it has room.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
@@ -159,40 +157,20 @@ class LLM:
         if mmproj is not None:
             checkpoint = with_mmproj(checkpoint, Path(mmproj))
         checked_budget(image_budget)
-        checked_context(context, checkpoint.config)  # before minutes of loading
-        place, where = checked_place(ple, checkpoint.config), checked_device(device)
-        count = None if threads is None else checked_threads(threads)
-        plan = None
-        if memory is not None:
-            wish = Wish(bytes_of(memory), None, context, place, expert_memory)
-            options = options_of(sequences, count, dtype, where, keep_packed=keep_packed)
-            plan = plan_here(checkpoint, wish, options)
-            context, expert_memory = plan.setting.context, plan.placement.expert_bytes
-        tokenizer = tokenizer_of(checkpoint)
-        checkpoint = checkpoint.lean()
-        give_back()
-        built, files = model_of(
+        found = opened(
             checkpoint,
-            dtype,
-            count,
-            ple=place,
-            device=where,
-            keep_packed=keep_packed,
-            expert_memory=expert_memory,
-            progress=progress,
+            Wishes(dtype, context, threads, ple, device, keep_packed, expert_memory, memory, sequences),
+            progress,
         )
         size = None if kept is None else bytes_of(kept, "kept", 0)
-        folder = None
-        if cache_dir is not None:
-            about = identity_of(checkpoint, built)
-            folder = PastFolder(Path(cache_dir), bytes_of(cache_size, "cache_size"), about, built.new_cache())
+        folder = None if cache_dir is None else past_folder(found, Path(cache_dir), bytes_of(cache_size, "cache_size"))
         return cls(
-            built,
-            tokenizer,
-            checkpoint,
-            context=context,
-            files=files,
-            plan=plan,
+            found.model,
+            found.tokenizer,
+            found.checkpoint,
+            context=found.context,
+            files=found.files,
+            plan=found.plan,
             kept=size,
             folder=folder,
             decoder=decoder,
@@ -440,6 +418,8 @@ class LLM:
             guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)
         if isinstance(prompt, Laid) and prompt.rows:
             self.engine.check(ids)  # before a tower works for a prompt that is too long
+            for file in tower_files(self.checkpoint):
+                file.check_unchanged()
             inserts = self.senses.encode(prompt, proceed)
         return self.checked(Request(f"request-{next(self._numbers)}", ids, params, guide, inserts=inserts))
 

@@ -105,6 +105,12 @@ class Checkpoint:
         return tuple({source.path: source for source in read}.values())
 
 
+def tower_files(checkpoint: Checkpoint) -> tuple[MappedFile, ...]:
+    """The files that towers read when they are built, and go on reading."""
+    towers = (part for name, part in checkpoint.others.items() if name.removeprefix("model.").startswith(TOWERS))
+    return tuple({part.source.path: part.source for part in towers}.values())
+
+
 def _is_small(value: object) -> bool:
     return not isinstance(value, list) or len(value) < MANY
 

@@ -46,7 +46,9 @@ Part = dict[str, Any]
 
 def budget(text: str) -> Budget:
     """Raises MediaError."""
-    from pocketgem.media.given import parse_budget
+    if text == "auto":
+        return "auto"
+    from pocketgem.media.given import parse_budget  # here: it loads numpy
 
     return parse_budget(text)
 

@@ -102,16 +102,20 @@ class Senses:
         """
         if len(parts) > MOST_MEDIA:
             raise MediaError(f"there are {len(parts)} images, sounds and videos; {MOST_MEDIA} are taken at once")
-        media: list[Medium] = []
-        held = 0
+        media: dict[bytes, Medium] = {}
+        order: list[bytes] = []
+        tokens = held = 0
         for part in parts:
-            medium = self._medium(wanted(part, self.budget), owner)
-            media.append(medium if held + medium.nbytes <= READY else medium.light())
-            held += media[-1].nbytes
-            tokens = sum(one.tokens for one in media)
+            one = wanted(part, self.budget)
+            order.append(key := self._key(one, owner))
+            if key not in media:
+                medium = self._medium(one, key)
+                media[key] = medium if held + medium.nbytes <= READY else medium.light()
+                held += media[key].nbytes
+            tokens += media[key].tokens
             if most is not None and tokens >= most:
                 raise MediaError(f"the media have {tokens} tokens or more; the context holds {most} with the answer")
-        return media
+        return [media[key] for key in order]
 
     def lay(self, parts: Iterable[Part], media: Sequence[Medium]) -> Laid:
         """Ids of a prompt with the places of its media. Raises MediaError."""
@@ -167,9 +171,11 @@ class Senses:
 
     # ---- one medium ------------------------------------------------------------------------------------------------
 
-    def _medium(self, one: Wanted, owner: str) -> Medium:
+    def _key(self, one: Wanted, owner: str) -> bytes:
         self.check(one.kind)
-        key = one.key(self.towers.identity("audio" if one.kind == "audio" else "vision"), owner)
+        return one.key(self.towers.identity("audio" if one.kind == "audio" else "vision"), owner)
+
+    def _medium(self, one: Wanted, key: bytes) -> Medium:
         known = self.shelf.find(key)
         return replace(known.medium, wanted=one) if known else self._prepared(one, key)
 

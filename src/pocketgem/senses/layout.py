@@ -13,7 +13,7 @@ from itertools import groupby
 
 from pocketgem.errors import MediaError
 from pocketgem.senses.medium import Medium
-from pocketgem.text.media import KINDS, Kind, Part, Slot
+from pocketgem.text.media import KINDS, Part, Slot
 from pocketgem.text.tokenizer import Tokenizer
 
 GEMMA_4 = {
@@ -51,7 +51,7 @@ class Laid:
         return tuple(dict.fromkeys(note for _, row in self.rows for note in row.medium.notes))
 
     @property
-    def media(self) -> dict[Kind, int]:
+    def media(self) -> dict[str, int]:
         """Rows of each kind of media."""
         return {kind: sum(row.count for _, row in self.rows if row.medium.kind == kind) for kind in KINDS}
 

@@ -105,7 +105,7 @@ def _kind(part: Mapping[str, object]) -> Kind:
     kind = part.get("type")
     if kind not in _DECODED:
         raise MediaError(f"a part of type {str(kind)[:40]!r} is no medium")
-    return kind  # type: ignore[return-value]
+    return kind
 
 
 def _frames(value: object) -> int:

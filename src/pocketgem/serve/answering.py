@@ -105,4 +105,5 @@ class Watch:
 
 
 def _done(end: Finished, notes: tuple[str, ...]) -> Done:
-    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs, notes=notes)
+    thought = end.thought_tokens or None
+    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs, thought, notes)
