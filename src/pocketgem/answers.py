@@ -71,6 +71,7 @@ class Finished:
     flaw  why the answer is not whole, where its text does not show it: "unterminated_thought" (nothing but a thought
           that never ended), "degenerate_repetition" or "truncated_json"
     stopped_by  the stop string that ended it, where one did
+    thought_tokens  how many of the ids were thought, the marks about it included
     """
 
     finish: FinishReason
@@ -79,6 +80,7 @@ class Finished:
     logprobs: tuple[TokenLogprob, ...] = ()
     flaw: str | None = None
     stopped_by: str | None = None
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True)

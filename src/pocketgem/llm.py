@@ -34,14 +34,23 @@ from pocketgem.errors import PromptError, RunError
 from pocketgem.flight import Flights, Run
 from pocketgem.memory.experts import ExpertUse
 from pocketgem.memory.fit import Wish
-from pocketgem.memory.options import DTYPES, Options, plan_here
+from pocketgem.memory.options import DTYPES, STORED, Options, plan_here
 from pocketgem.memory.place import Place, checked_place
 from pocketgem.memory.plan import Plan
 from pocketgem.memory.program import give_back
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
-from pocketgem.parts import checked_device, defaults_of, identity_of, model_of, nameless_ids, template_of, tokenizer_of
+from pocketgem.parts import (
+    checked_device,
+    checked_dtype,
+    defaults_of,
+    identity_of,
+    model_of,
+    nameless_ids,
+    template_of,
+    tokenizer_of,
+)
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.sizes import parse_size
 from pocketgem.text.chat import Chat
@@ -92,7 +101,7 @@ class LLM:
         cls,
         model: str | Path | Checkpoint,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         context: int | None = None,
         threads: int | None = None,
         ple: str = Place.AUTO,
@@ -112,14 +121,15 @@ class LLM:
         Args:
             model: a GGUF file, a folder with safetensors, a hub name ``org/name``, or ``gemma-3-270m``; or one of these
                 already opened.
-            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; None leaves quantised weights packed
-                for the compiled kernels where there are any, else takes what this machine multiplies fastest.
+            dtype: torch.bfloat16 or torch.float32 unpack all weights to that type; "stored" leaves those in blocks as
+                they are and unpacks them piece by piece in use; None leaves quantised weights packed for the compiled
+                kernels where there are any, else takes what this machine multiplies fastest and what fits on the card.
             context: longest prompt plus answer in tokens; None for the model's own limit.
             threads: processor threads, 1 to 1024; None for one on each performance core this process may use.
             ple: where rows of the per-layer-embedding table come from: "disk" reads each token's row from the file when
                 it is needed, "ram" holds the table's stored bytes in memory, "device" puts them beside the weights;
                 "auto" is the disk, which is within a few percent of memory. An error for a model without a table.
-            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 unless dtype says else.
+            device: "cpu", "cuda" or "mps": where the layers run. On a card weights are bfloat16 where it has room.
             offline: never ask the network, even for a hub name.
             keep_packed: keep a large model's packed weights in a file beside it, so that the next start is quick.
             expert_memory: bytes for routed experts; those that do not fit are read from the packed file when a token
@@ -141,7 +151,7 @@ class LLM:
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
         checked_context(context, checkpoint.config)  # before minutes of loading
-        place, where = checked_place(ple, checkpoint.config), checked_device(device)
+        place, where, dtype = checked_place(ple, checkpoint.config), checked_device(device), checked_dtype(dtype)
         count = None if threads is None else checked_threads(threads)
         plan = None
         if memory is not None:
@@ -149,6 +159,7 @@ class LLM:
             options = _options(sequences, count, dtype, where, keep_packed=keep_packed)
             plan = plan_here(checkpoint, wish, options)
             context, expert_memory = plan.setting.context, plan.placement.expert_bytes
+            dtype = STORED if plan.setting.form.blocks else dtype
         tokenizer = tokenizer_of(checkpoint)
         checkpoint = checkpoint.lean()
         give_back()
@@ -438,12 +449,14 @@ def _bytes(wish: int | str, name: str = "memory", least: int = 1) -> int:
 
 
 def _options(
-    sequences: int, threads: int | None, dtype: torch.dtype | None, device: torch.device, *, keep_packed: bool
+    sequences: int, threads: int | None, dtype: torch.dtype | str | None, device: torch.device, *, keep_packed: bool
 ) -> Options:
     if type(sequences) is not int or sequences < 1:
         raise PromptError(f"sequences is {str(sequences)[:40]!r}, expected at least 1")
     name = None if dtype is None else str(dtype).removeprefix("torch.")
-    if name is not None and name not in DTYPES:
-        raise PromptError(f"dtype is {dtype}, and with a memory budget it can be {', '.join(DTYPES)} or None")
+    if name is not None and name not in (*DTYPES, STORED):
+        raise PromptError(
+            f"dtype is {dtype}, and with a memory budget it can be {', '.join((*DTYPES, STORED))} or None"
+        )
     on_card = device.type != "cpu"
     return Options(sequences=sequences, threads=threads, device=on_card, dtype=name, keep_packed=keep_packed)

@@ -103,4 +103,4 @@ class Watch:
 
 
 def _done(end: Finished) -> Done:
-    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs)
+    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs, end.thought_tokens or None)

@@ -55,9 +55,10 @@ class Loader:
         import torch  # here: all that can be wrong without it has been said
 
         from pocketgem.llm import LLM
+        from pocketgem.memory.options import STORED
 
         dtype = self.options["dtype"]
-        options = {**self.options, "dtype": None if dtype is None else getattr(torch, dtype)}
+        options = {**self.options, "dtype": dtype if dtype in (None, STORED) else getattr(torch, str(dtype))}
         if self.cache_dir is not None:
             self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)
