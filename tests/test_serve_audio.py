@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ SCRIPT = Script(
         "translate it into English": ["Guten Tag.\nEnglish: Good day."],
         "translate it into French": ["Guten Tag.\nFrench: Bonjour."],
         "may come up: Zeno": ["Zeno said so."],
+        "into Polish text": ["raz dwa trzy " * 200],
         "original language": ["Something else."],
     }
 )
@@ -129,6 +131,22 @@ def test_the_log_says_how_long_it_was_and_not_what(server: Running) -> None:
     (line,) = [line for line in server.lines if "sound_seconds" in line][-1:]
     assert (line["sound_seconds"], line["model"]) == (1.0, "m")
     assert "Hallo" not in json.dumps(server.lines)
+
+
+def test_several_at_once_get_their_own_answers(server: Running) -> None:
+    wanted = {"de": "Hallo Welt. Wie geht es dir?", "nl": "een twee drie"}
+    with ThreadPoolExecutor(6) as pool:
+        answers = pool.map(
+            lambda language: (language, post(server, {"language": language}).json()["text"]), [*wanted] * 4
+        )
+    assert all(text == wanted[language] for language, text in answers)
+
+
+def test_a_client_that_leaves_ends_its_request(server: Running) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}{ROUTE}", data={"language": "pl"}, files={"file": SHORT}, timeout=0.2)
+    wait_for(lambda: any(line.get("ended") == "client gone" for line in server.lines))
+    wait_for(server.idle, 2.0)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
