@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= gemma-3-270m
 PROMPT ?= The capital of France is
 
-.PHONY: run test check bench gpu fuzz native-test tsan-test arm-test clean
+.PHONY: run test check bench gpu fuzz fuzz-media native-test tsan-test arm-test clean
 
 run: $(VENV)/.run
 	$(BIN)/pocketgem run $(MODEL) "$(PROMPT)" --max-tokens 64
@@ -25,13 +25,16 @@ bench: $(VENV)/.dev
 # Every test and benchmark that needs a CUDA card. Without one the tests are skipped and say why. The card's torch must be
 # in the environment already: `make gpu VENV=...` with a torch built for it.
 gpu:
-	$(BIN)/python -m pytest -m gpu -rs tests/test_device.py
+	$(BIN)/python -m pytest -m gpu -rs tests/test_device.py tests/test_still.py tests/test_blocks.py
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	  $(BIN)/pocketgem bench $(MODEL) --device cuda --prefill 512 --depth 128 --sequences 1; \
 	else echo "no CUDA card here: nothing was measured"; fi
 
 fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 	$(BIN)/python -m tests.fuzz_checkpoint --minutes $(or $(MINUTES),10)
+
+fuzz-media: $(VENV)/.dev # the decoders of pictures, sounds and videos: make fuzz-media CASES=100000
+	$(BIN)/python -m tests.fuzz_media --cases $(or $(CASES),10000)
 
 # The kernels alone, by native/tests: no read or write outside their memory, no undefined behaviour, no race; and for
 # ARM in an emulator, each set on a processor that has nothing newer. Each builds for minutes. `make test` runs the

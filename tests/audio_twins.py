@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pocketgem.media.kinds import Floats, Frames, Sound
 from pocketgem.media.mel import mel, waves
-from tests.twins import FULL, NARROW, SLIDING, TINY_VISION, VOCAB, Twin, e2b, randomise
+from tests.twins import FULL, NARROW, SLIDING, VOCAB, Twin, e2b, randomise
+from tests.vision_twins import ENCODER, Image, SeeingTwin
 
 AUDIO, IMAGE, VIDEO = VOCAB - 1, VOCAB - 2, VOCAB - 3  # placeholders
 CONFORMER = {
@@ -24,9 +25,7 @@ PLACEHOLDERS = {"audio_token_id": AUDIO, "image_token_id": IMAGE, "video_token_i
 
 def hearing_e2b() -> nn.Module:
     text = e2b(NARROW).config.text_config
-    config = transformers.Gemma4Config(
-        text_config=text, vision_config=TINY_VISION, audio_config=CONFORMER, **PLACEHOLDERS
-    )
+    config = transformers.Gemma4Config(text_config=text, vision_config=ENCODER, audio_config=CONFORMER, **PLACEHOLDERS)
     return transformers.Gemma4ForConditionalGeneration(config)
 
 
@@ -97,15 +96,17 @@ def padded(values: Sequence[Floats]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def oracle_merged(twin: Twin, ids: Sequence[int], values: Sequence[Floats]) -> Tensor:
-    """The reference's logits ``[tokens, vocab]`` of a prompt with sounds in their places."""
+def oracle_merged(twin: Twin, ids: Sequence[int], values: Sequence[Floats], images: Sequence[Image] = ()) -> Tensor:
+    """The reference's logits ``[tokens, vocab]`` of a prompt with sounds, and pictures, in their places."""
     features, mask = padded(values)
-    kinds = torch.zeros(1, len(ids), dtype=torch.long)  # no images
+    row = torch.tensor([list(ids)])
+    pixels = SeeingTwin(twin.name, twin.oracle, twin.folder).pixels(list(images)) if images else {}
     made = twin.oracle(
-        input_ids=torch.tensor([list(ids)]),
+        input_ids=row,
         input_features=features,
         input_features_mask=mask,
-        mm_token_type_ids=kinds,
+        mm_token_type_ids=(row == IMAGE).long(),
         use_cache=False,
+        **pixels,
     )
     return made.logits[0].float()

@@ -29,12 +29,13 @@ from pocketgem.model.cache import Step
 from pocketgem.model.conformer import read_conformer
 from pocketgem.model.gemma import Gemma, Soft
 from pocketgem.model.towers import Towers
-from tests.audio_twins import AUDIO, HEARING, PREPARE, hearing_twin, oracle_merged, oracle_rows, sound
+from tests.audio_twins import AUDIO, HEARING, IMAGE, PREPARE, hearing_twin, oracle_merged, oracle_rows, sound
 from tests.test_laws import finish, prompt
 from tests.twins import VOCAB, Twin
+from tests.vision_twins import SeeingTwin
 
 TOLERANCE = 1e-4
-NEW_TOKENS = 6
+NEW_TOKENS = 3
 TEXT = prompt(0, 30)
 CONFORMER = pytest.mark.parametrize("twin", ["E2B"], indirect=True)  # the 12B has no encoder
 
@@ -166,7 +167,7 @@ class Prompted:
     """Text with two sounds among it, as ids, as the reference's frames and as our inserts."""
 
     def __init__(self, twin: Twin, towers: Towers) -> None:
-        sounds = [sound(6_000), sound(13_000)]
+        sounds = [sound(3_000), sound(9_500)]
         self.values = [values_of(twin, heard) for heard in sounds]
         rows = [rows_of(towers, values) for values in self.values]
         first, second = map(len, rows)
@@ -177,13 +178,28 @@ class Prompted:
         )
 
 
+class Seen:
+    """A picture and a sound, text around them, in one order or the other."""
+
+    def __init__(self, twin: Twin, towers: Towers, *, picture_first: bool) -> None:
+        image = SeeingTwin(twin.name, twin.oracle, twin.folder).image(3, 1, 2)
+        self.images, self.values = [image], [values_of(twin, sound(5_000))]
+        seen, heard = towers.see(image.values, image.positions), rows_of(towers, self.values[0])
+        both = [(IMAGE, seen, "image"), (AUDIO, heard, "audio")]
+        self.ids, inserts = TEXT[:4], []
+        for id, rows, kind in both if picture_first else reversed(both):
+            inserts.append(Insert(len(self.ids), len(rows), kind, kind.encode() * 6, rows))
+            self.ids = [*self.ids, *[id] * len(rows), *TEXT[4:7]]
+        self.inserts = tuple(inserts)
+
+
 @pytest.fixture(scope="module")
 def prompted(twin: Twin, towers: Towers) -> Prompted:
     return Prompted(twin, towers)
 
 
 @torch.inference_mode()
-def logits(model: Gemma, prompted: Prompted, sizes: Sequence[int]) -> Tensor:
+def logits(model: Gemma, prompted: Prompted | Seen, sizes: Sequence[int]) -> Tensor:
     """Of every row, the prompt being fed in pieces of ``sizes``."""
     cache, found, start = model.new_cache(), [], 0
     for size in sizes:
@@ -198,11 +214,27 @@ def logits(model: Gemma, prompted: Prompted, sizes: Sequence[int]) -> Tensor:
     return torch.cat(found)
 
 
+@pytest.fixture(scope="module")
+def expected(twin: Twin, prompted: Prompted) -> Tensor:
+    return oracle_merged(twin, prompted.ids, prompted.values)
+
+
 @pytest.mark.parametrize("size", [1000, 7, 1], ids=["at once", "in chunks", "step by step"])
-def test_merged_logits_equal_transformers(twin: Twin, model: Gemma, prompted: Prompted, size: int) -> None:
-    expected = oracle_merged(twin, prompted.ids, prompted.values)
+def test_merged_logits_equal_transformers(model: Gemma, prompted: Prompted, expected: Tensor, size: int) -> None:
     sizes = [size] * -(-len(prompted.ids) // size)
     torch.testing.assert_close(logits(model, prompted, sizes), expected, atol=TOLERANCE, rtol=0)
+
+
+@CONFORMER
+@pytest.mark.parametrize("size", [1000, 3], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("picture_first", [True, False])
+def test_a_picture_and_a_sound_in_one_prompt(
+    twin: Twin, towers: Towers, model: Gemma, picture_first: bool, size: int
+) -> None:
+    seen = Seen(twin, towers, picture_first=picture_first)
+    expected = oracle_merged(twin, seen.ids, seen.values, seen.images)
+    sizes = [size] * -(-len(seen.ids) // size)
+    torch.testing.assert_close(logits(model, seen, sizes), expected, atol=TOLERANCE, rtol=0)
 
 
 def test_the_engine_answers_as_transformers_would(twin: Twin, model: Gemma, prompted: Prompted) -> None:

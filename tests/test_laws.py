@@ -32,8 +32,11 @@ PLAIN = [pytest.param((layout, False), id=layout) for layout in LAYOUTS]
 
 @pytest.fixture(scope="module", params=[*PLAIN, *PACKED])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Gemma:
-    layout, packed = request.param
-    folder: Path = tmp_path_factory.mktemp("twin")
+    return make_model(*request.param, tmp_path_factory.mktemp("twin"))
+
+
+def make_model(layout: str, packed: bool, folder: Path) -> Gemma:
+    """A twin in plain weights, or in Q4_0 over the compiled kernels."""
     if not packed:
         return load(make_twin(layout, folder).folder)
     source = open_checkpoint(resolve(make_twin(layout, folder / "twin", BLOCKS).folder))

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
 import gguf
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import softplus
 
+from pocketgem.checkpoint.export import export_gguf
+from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
+from pocketgem.checkpoint.mmproj import with_mmproj
 from pocketgem.checkpoint.mmproj_audio import SCALE_AS_IS, audio_config, audio_name, audio_tensors
+from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.config import from_hf, released_config
 from pocketgem.config.towers import audio_shapes
 from pocketgem.errors import UnsupportedError
+from pocketgem.model.towers import Towers
+from tests.audio_twins import HEARING, PREPARE, hearing_twin, sound
+from tests.twins import Twin
 
 KINDS = (".weight", ".bias", ".input_max", ".input_min", ".output_max", ".output_min")
 E2B, UNIFIED = (from_hf(released_config(f"gemma-4-{size}"), size) for size in ("E2B", "12B"))
 SHAPES = audio_shapes(E2B)
+
+
+@cache
+def table() -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 12)
 
 
 def written_name(ours: str) -> str:
@@ -22,7 +43,7 @@ def written_name(ours: str) -> str:
     known = ours.replace("audio_tower.", "conformer.").replace("embed_audio.", "model.embed_audio.")
     known = known.replace(".linear.", ".")
     known = f"{known}.weight" if known.endswith("per_dim_scale") else known
-    name = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 12).get_name(known, KINDS)
+    name = table().get_name(known, KINDS)
     assert name is not None, ours
     return name
 
@@ -71,3 +92,53 @@ def test_the_config_of_a_12b_and_of_a_file_without_audio() -> None:
     assert UNIFIED.audio is not None
     assert found == {key: UNIFIED.audio[key] for key in found}
     assert audio_config({}, {}) is None
+
+
+# ---- towers of twins, written and read back --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=list(HEARING))
+def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twin:
+    return hearing_twin(request.param, tmp_path_factory.mktemp("twin"))
+
+
+def write_mmproj(twin: Twin, path: Path, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Path:
+    """The audio part of a twin as llama.cpp's converter writes it. ``change`` is applied to matrices."""
+    config = json.loads((twin.folder / "config.json").read_text(encoding="utf-8"))["audio_config"]
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_string("clip.audio.projector_type", "gemma4a" if twin.name == "E2B" else "gemma4ua")
+    writer.add_uint32("clip.audio.embedding_length", config.get("hidden_size", 640))
+    writer.add_uint32("clip.audio.block_count", config.get("num_hidden_layers", 0))
+    writer.add_uint32("clip.audio.attention.head_count", config.get("num_attention_heads", 0))
+    for name, tensor in load_file(twin.folder / "model.safetensors").items():
+        ours = name.removeprefix("model.")
+        if not ours.startswith(("audio_tower.", "embed_audio.")):
+            continue
+        value = softplus(tensor) if ours.endswith("per_dim_scale") else tensor
+        value = value.reshape(written_shape(ours, tuple(value.shape)))
+        writer.add_tensor(written_name(ours), (change(value) if value.ndim > 1 else value).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def rows(checkpoint: Checkpoint, twin: Twin) -> Tensor:
+    return Towers.of(checkpoint).hear(torch.from_numpy(PREPARE[twin.name](sound(9_000)).values))
+
+
+def test_a_tower_read_back_beside_a_gguf_file_makes_the_same_rows(twin: Twin, tmp_path: Path) -> None:
+    folder = open_checkpoint(resolve(twin.folder))
+    export_gguf(folder, tmp_path / "text.gguf", StoredType.F32)
+    text = open_checkpoint(resolve(tmp_path / "text.gguf"))
+    assert not Towers.of(text).hears
+    hearing = with_mmproj(text, write_mmproj(twin, tmp_path / "mmproj.gguf"))
+    assert Towers.of(hearing).hears
+    torch.testing.assert_close(rows(hearing, twin), rows(folder, twin), atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_read(twin: Twin, tmp_path: Path) -> None:
+    folder = open_checkpoint(resolve(twin.folder))
+    path = write_mmproj(twin, tmp_path / "mmproj.gguf", lambda tensor: tensor.half())
+    torch.testing.assert_close(rows(with_mmproj(folder, path), twin), rows(folder, twin), atol=0.05, rtol=0.05)

@@ -258,8 +258,13 @@ def test_a_card_is_asked_about_by_itself() -> None:
     assert weights == pytest.approx(2 * 30.7e9, rel=0.01)  # bfloat16, whatever the file has
     assert weights < made.on_device < 80 * GIB
     assert "Yes, it fits" in answer(made, wish)
-    with pytest.raises(InputError, match=r"24\.00 GiB on the card are not enough.*does not run yet, saves .* enough"):
-        planned("gemma-4-31B", Wish(device_memory=24 * GIB, context=4096), device=True)
+    tight = planned("gemma-4-31B", Wish(device_memory=24 * GIB, context=4096), device=True)
+    assert tight.setting.form.blocks
+    assert tight.on_device < 24 * GIB
+    with pytest.raises(InputError, match=r"12\.00 GiB on the card are not enough"):
+        planned("gemma-4-31B", Wish(device_memory=12 * GIB, context=4096), device=True)
+    with pytest.raises(InputError, match=r"24\.00 GiB on the card are not enough.*--dtype stored\) saves .* enough"):
+        plan_for(held_by("gemma-4-31B", StoredType.BF16), Wish(device_memory=24 * GIB), Options(device=True), BASE)
     assert planned("gemma-4-E2B", Wish(device_memory=8 * GIB), device=True).setting.context > 4096
 
 

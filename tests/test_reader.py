@@ -93,6 +93,20 @@ def test_an_answer_of_nothing_but_thought_says_so() -> None:
     assert end.flaw == "unterminated_thought"
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt", "thought"),
+    [
+        ("<|channel>thought\nHm<channel|>Yes", "<|turn>model\n", "<|channel>thought\nHm<channel|>"),
+        ("Hm<channel|>Yes", "<|turn>model\n<|channel>thought\n", "Hm<channel|>"),
+        ("Yes", "<|turn>model\n", ""),
+    ],
+)
+def test_tokens_of_a_thought_are_counted(text: str, prompt: str, thought: str) -> None:
+    _, end = read(text, prompt=prompt)
+    assert end.thought_tokens == len(ids_of(thought))
+    assert len(end.ids) == len(ids_of(text))
+
+
 def test_the_end_of_the_turn_ends_the_run() -> None:
     events, end = read("Hello.<turn|>\n<|turn>user\nMore", FinishReason.LENGTH)
     assert text_of(events) == "Hello."

@@ -134,7 +134,7 @@ class SeeingTwin:
     def features(self, image: Image) -> Tensor:
         """The oracle's rows for one picture: ``[tokens, hidden]``."""
         with torch.no_grad():
-            found = self.oracle.model.get_image_features(**self._pixels([image]), return_dict=True).pooler_output
+            found = self.oracle.model.get_image_features(**self.pixels([image]), return_dict=True).pooler_output
         return found[0].reshape(image.tokens, -1)
 
     def logits(self, ids: list[int], images: list[Image]) -> Tensor:
@@ -143,7 +143,7 @@ class SeeingTwin:
         kinds = {"token_type_ids" if self.name == "gemma3" else "mm_token_type_ids": (row == IMAGE).long()}
         if self.name == "12B":
             kinds["attention_mask"] = self._masks_of_generate(row)
-        pixels = self._pixels(images) if images else {}
+        pixels = self.pixels(images) if images else {}
         with torch.no_grad():
             return self.oracle(input_ids=row, use_cache=False, **kinds, **pixels).logits[0].float()
 
@@ -159,7 +159,7 @@ class SeeingTwin:
             mm_token_type_ids=(row == IMAGE).long(),
         )
 
-    def _pixels(self, images: list[Image]) -> dict[str, Tensor]:
+    def pixels(self, images: list[Image]) -> dict[str, Tensor]:
         """As transformers' processors hand them over: squares, or patches padded to one length."""
         if self.name == "gemma3":
             return {"pixel_values": torch.stack([_square(image) for image in images])}

@@ -18,6 +18,7 @@ from pocketgem.errors import CheckpointError, InputError, PromptError, WeightsEr
 from pocketgem.kernels import cpu
 from pocketgem.kernels.compute import Compute
 from pocketgem.kernels.cores import default_threads
+from pocketgem.memory.options import STORED, outgrows
 from pocketgem.memory.packed_place import WORTH_KEEPING, default_cache
 from pocketgem.memory.packed_source import identity
 from pocketgem.memory.place import Place, settled
@@ -25,6 +26,7 @@ from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed, can_pack
 from pocketgem.model.cache import CPU
 from pocketgem.model.gemma import Gemma
+from pocketgem.model.still import StillDecoder
 from pocketgem.text.source import vocabulary_from
 from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
@@ -73,9 +75,16 @@ def checked_device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
+def checked_dtype(wish: torch.dtype | str | None) -> torch.dtype | str | None:
+    """``wish``. Raises PromptError for what weights cannot become."""
+    if wish is None or wish == STORED or (isinstance(wish, torch.dtype) and wish.is_floating_point):
+        return wish
+    raise PromptError(f"dtype is {str(wish)[:40]!r}, expected a floating type of torch, {STORED!r} or None")
+
+
 def model_of(
     checkpoint: Checkpoint,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     threads: int | None,
     *,
     ple: Place = Place.AUTO,
@@ -97,7 +106,12 @@ def model_of(
     if threads is not None:
         torch.set_num_threads(threads)
     usual = fast_dtype() if device == CPU else torch.bfloat16
-    model = build_model(checkpoint, dtype or usual, progress, ple=ple, device=device)
+    wanted, blocks = (dtype, False) if isinstance(dtype, torch.dtype) else (usual, dtype == STORED)
+    if dtype is None and device.type == "cuda":
+        blocks = outgrows(checkpoint, torch.cuda.mem_get_info(device)[0])
+    model = build_model(checkpoint, wanted, progress, ple=ple, device=device, blocks=blocks)
+    if device.type == "cuda":
+        model.single = StillDecoder(model)
     return model, checkpoint.mapped(model.dtype, table=settled(ple) is Place.DISK)
 
 

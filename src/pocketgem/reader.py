@@ -65,13 +65,15 @@ class ChatReader:
         self._stops = StopStrings(run.params.stop)
         self._found_stop = False
         self._logprobs: list[TokenLogprob] = []
-        self._count = 0
+        self._count = self._thought = 0  # tokens
 
     def read(self, output: Output) -> list[Event]:
         """The events that are certain after one output."""
         self._count += output.sampled is not None
         self._logprobs += logprobs_of(output, self.tokenizer)
+        before = self._parser.thinking
         events = self._shown(self._parser.push(self.run.visible(output)))
+        self._thought += output.sampled is not None and (before or self._parser.thinking)
         self.stopped = self._found_stop or self._parser.ended
         return events
 
@@ -84,10 +86,8 @@ class ChatReader:
             events.append(Content(rest))
         reason = FinishReason.STOP if self._found_stop else reason
         ids, flaw = tuple(self.run.sequence.output_ids[: self._count]), self._parser.flaw
-        return [
-            *events,
-            Finished(reason, counted(self.run, self._count), ids, tuple(self._logprobs), flaw, self._stops.found),
-        ]
+        stats, logprobs = counted(self.run, self._count), tuple(self._logprobs)
+        return [*events, Finished(reason, stats, ids, logprobs, flaw, self._stops.found, self._thought)]
 
     def _shown(self, events: list[Event]) -> list[Event]:
         """The events without what stop strings hold back; text before a call or a thought begins no stop string."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketgem.errors import PromptError
@@ -51,8 +52,8 @@ class Task:
         """Languages by code or name. Raises PromptError for one that is none, and for a long hint."""
         if len(hint) > MAX_HINT:
             raise PromptError(f"the hint has {len(hint)} characters; at most {MAX_HINT} are taken")
-        names = (None if language is None else language_name(language) for language in (source, target))
-        return cls(*names, hint=_line(hint))
+        source, target = (None if language is None else language_name(language) for language in (source, target))
+        return cls(source, target, _line(hint))
 
     @property
     def overlap(self) -> float:
@@ -126,21 +127,20 @@ class Transcript:
         return vtt(self.lines)
 
 
-def transcribe(llm: LLM, sound: Sound | bytes, language: str | None = None, **options: Any) -> Transcript:
+def transcribe(llm: LLM, sound: Sound | bytes | Path, language: str | None = None, **options: Any) -> Transcript:
     """What was said.
 
     Args:
-        sound: decoded, or the bytes of a file (WAV, FLAC, MP3, OGG).
+        sound: decoded, or a file's bytes or Path (WAV, FLAC, MP3, Ogg, the sound of MP4 and WebM).
         language: spoken, by code or English name; None lets the model find out.
         options: those of ``LLM.chat``, sampling above all. Unless said, the likeliest answer is taken.
-    Raises MediaError for bytes that are no sound, PromptError for no language, UnsupportedError for a model that does
-    not hear.
+    Raises MediaError for a file that is no sound and for a model that does not hear, PromptError for no language.
     """
     return _asked(llm, sound, Task.of(language), options)
 
 
 def translate(
-    llm: LLM, sound: Sound | bytes, source: str | None = None, target: str = "English", **options: Any
+    llm: LLM, sound: Sound | bytes | Path, source: str | None = None, target: str = "English", **options: Any
 ) -> Transcript:
     """What was said, in another language: ``Transcript.text`` is the translation. Arguments as of ``transcribe``."""
     return _asked(llm, sound, Task.of(source, target), options)
@@ -156,8 +156,8 @@ def assembled(task: Task, sound: Sound, pieces: Sequence[Piece], answers: Sequen
     return Transcript(glued(texts), glued(said), segments, sound.seconds, task.source)
 
 
-def _asked(llm: LLM, sound: Sound | bytes, task: Task, options: Mapping[str, Any]) -> Transcript:
-    heard = sound if isinstance(sound, Sound) else _decoded(sound)
+def _asked(llm: LLM, sound: Sound | bytes | Path, task: Task, options: Mapping[str, Any]) -> Transcript:
+    heard = sound if isinstance(sound, Sound) else llm.senses.sound(sound)
     pieces = cut(heard, overlap=task.overlap)
     wanted = options if "params" in options else {"temperature": 0.0, "max_tokens": MAX_TOKENS, **options}
     answers = [llm.chat(task.messages(piece.of(heard)), **wanted).content for piece in pieces]
@@ -166,10 +166,3 @@ def _asked(llm: LLM, sound: Sound | bytes, task: Task, options: Mapping[str, Any
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _decoded(data: bytes) -> Sound:
-    from pocketgem.media.decode import Decoder  # here: it needs libraries that come with pocketgem[media]
-
-    with Decoder() as decoder:
-        return decoder.sound(data)

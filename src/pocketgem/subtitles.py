@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 MOST = 84  # characters of one subtitle: two lines of 42, as broadcasters have them
-_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’»)\]]*(?=\s|$)|[。！？]+[」』）]*|$)", re.DOTALL)
+# Where a sentence ends. A run of marks is looked at from its beginning only: a thousand dots take no longer than that.
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s|$)|(?<![。！？])[。！？]++[」』）]*+")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ def spread(text: str, start: float, end: float, most: int = MOST) -> list[Line]:
 
 def sentences(text: str) -> list[str]:
     """A text cut behind the marks that end sentences. Nothing but the space between them is lost."""
-    found = (match[0].strip() for match in _SENTENCE.finditer(text))
+    ends = [0, *(match.end() for match in _END.finditer(text)), len(text)]
+    found = (text[start:end].strip() for start, end in pairwise(ends))
     return [sentence for sentence in found if sentence]
 
 

@@ -59,7 +59,8 @@ def _with_audio(config: ModelConfig, file: GGUFFile, tensors: Mapping[str, Store
     where = str(file.path)
     if config.family != "gemma4":
         raise UnsupportedError(f"{where}: an audio tower for gemma4, but the model is {config.family}")
-    config = replace(config, audio=audio or {})
+    unified = config.unified or (audio or {}).get("model_type") == "gemma4_unified_audio"
+    config = replace(config, audio=audio or {}, unified=unified)
     wanted = {name.replace("self_attn.per_dim_scale", SCALE_AS_IS): s for name, s in audio_shapes(config).items()}
     _check(config, wanted, tensors, where)
     return config

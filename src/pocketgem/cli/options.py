@@ -21,6 +21,7 @@ class Dtype(StrEnum):
     AUTO = "auto"
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+    STORED = "stored"  # the file's blocks, unpacked piece by piece in use
 
 
 class Device(StrEnum):
@@ -65,7 +66,13 @@ Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before
 Logprobs = Annotated[int | None, typer.Option(help="With --json: log-probabilities, also of the N best (0 to 20).")]
 Context = Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer together, at most.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads; info --cpu tells the default.")]
-DtypeChoice = Annotated[Dtype, typer.Option("--dtype", help="Weights in memory; auto: packed, or what is fastest.")]
+DtypeChoice = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Weights in memory; auto: packed, or what is fastest and fits; stored: the file's blocks as they are.",
+    ),
+]
 KeepPacked = Annotated[
     bool,
     typer.Option("--keep-packed/--no-keep-packed", help="Keep a large model's packed weights for the next start."),
@@ -75,7 +82,7 @@ ExpertMemory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
 ]
-DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run; a card takes bfloat16 weights.")]
+DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run.")]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory to stay within, such as 2GiB: places and context are chosen for it."),
@@ -101,8 +108,11 @@ def size(text: str | None) -> int | None:
     return None if text is None else parse_size(text)
 
 
-def torch_dtype(choice: Dtype) -> torch.dtype | None:
-    """None for auto."""
+def torch_dtype(choice: Dtype) -> torch.dtype | str | None:
+    """As ``LLM.load`` takes it: None for auto."""
     import torch
 
-    return {Dtype.AUTO: None, Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT32: torch.float32}[choice]
+    from pocketgem.memory.options import STORED
+
+    named = {Dtype.AUTO: None, Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT32: torch.float32, Dtype.STORED: STORED}
+    return named[choice]

@@ -65,7 +65,7 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
     with _threads_of(model):
         inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs
-        hidden = model(inputs, step)
+        hidden = model.run(inputs, step)
         step.commit()
         for turn in turns:
             turn.sequence.num_computed += turn.count

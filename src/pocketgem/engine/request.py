@@ -174,7 +174,9 @@ class Request:
         at = 0
         for insert in self.inserts:
             if insert.count < 1 or insert.start < at or insert.stop > len(self.prompt_ids):
-                raise PromptError(f"request {_shown(self.id)}: media rows {insert.start} to {insert.stop} have no place")
+                raise PromptError(
+                    f"request {_shown(self.id)}: media rows {insert.start} to {insert.stop} have no place"
+                )
             at = insert.stop
 
 

@@ -346,9 +346,7 @@ class FusedDecoder:
         )
         return out
 
-    def run(
-        self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span], vectors: Tensor | None
-    ) -> Tensor:
+    def run(self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span], vectors: Tensor | None) -> Tensor:
         """The whole layer: ``[rows, hidden] -> [rows, hidden]``. vectors: ``[rows, dim]`` where it takes them."""
         vector, stride = (0, 0) if vectors is None else (vectors.data_ptr(), vectors.stride(0))
         if vectors is not None and (vectors.shape != (x.shape[0], self._vector) or vectors.stride(1) != 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
+        self._end = weakref.finalize(self, _ended, self._process)  # where nobody closes the Decoder, and at the exit
         self.confined = self._start(room)
 
     @property
@@ -102,11 +104,11 @@ class Child:
     @contextmanager
     def _within(self, seconds: float) -> Iterator[None]:
         """Ends the process after so many seconds, which ends every wait for it."""
-        late = threading.Event()
+        late, process = threading.Event(), self._process
 
-        def stop() -> None:
+        def stop() -> None:  # holds the process and not this: a timer's thread may outlive its owner a little
             late.set()
-            self._process.kill()
+            process.kill()
 
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
@@ -119,6 +121,7 @@ class Child:
             raise
         finally:
             timer.cancel()
+            timer.join()  # from here on it ends nobody
         if late.is_set():
             raise LateError(f"not done after {seconds:.1f} s")
 
@@ -128,11 +131,16 @@ class Child:
 
     def end(self) -> None:
         self.healthy = False
-        self._process.kill()
-        for pipe in (self._in, self._out):
-            with suppress(OSError):  # bytes that nobody took
+        self._end()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):  # bytes that nobody took
+            if pipe is not None:
                 pipe.close()
-        self._process.wait()
+    process.wait()
 
 
 def _command(room: str) -> list[str]:

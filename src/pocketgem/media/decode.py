@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pocketgem.errors import MediaError, RunError
 from pocketgem.media import collect, sniff, wire
@@ -16,22 +16,29 @@ from pocketgem.media.limits import LIMITS, MIB, Limits
 
 Made = TypeVar("Made", Picture, Sound, Clip)
 Question = dict[str, object]
+Room = Literal["picture", "sound", "spoken", "clip"]
 Data = bytes | bytearray | memoryview
 REQUESTS = 500  # that one process serves, so that nothing piles up in it
-NEEDS = {"picture": ("PIL",), "sound": ("soundfile", "soxr"), "spoken": ("av", "soxr"), "clip": ("av",)}
+NEEDS: dict[Room, tuple[str, ...]] = {
+    "picture": ("PIL",),
+    "sound": ("soundfile", "soxr"),
+    "spoken": ("av", "soxr"),
+    "clip": ("av",),
+}
 
 
 class Decoder:
     """Reads files of strangers. Thread-safe; calls block. Close it, or use it in a ``with``.
 
-    at_once: files that are decoded side by side, each in a process of its own. More of them wait.
+    at_once: files that are decoded side by side, each in a process of its own. More of them wait. limits: of what is
+    asked for and what is taken back; the processes keep to LIMITS.
     """
 
     def __init__(self, *, at_once: int = 2, limits: Limits = LIMITS) -> None:
         self._limits = limits
         self._places = threading.BoundedSemaphore(at_once)
         self._lock = threading.Lock()
-        self._idle: dict[str, list[Child]] = {room: [] for room in NEEDS}
+        self._idle: dict[Room, list[Child]] = {room: [] for room in NEEDS}
         self._closed = False
 
     def picture(self, data: Data, *, declared: str | None = None) -> Picture:
@@ -45,7 +52,7 @@ class Decoder:
     def sound(self, data: Data, *, declared: str | None = None) -> Sound:
         """From WAV, FLAC, MP3, Ogg, or the sound of MP4 (m4a) and WebM. Raises MediaError."""
         name = self._kind(data, sniff.SOUNDS, "sound", declared, self._limits.sound_bytes)
-        room = "spoken" if name in sniff.CLIPS else "sound"
+        room: Room = "spoken" if name in sniff.CLIPS else "sound"
         return self._ask(room, "sound", {"format": name}, data, collect.sound)
 
     def clip(
@@ -66,8 +73,16 @@ class Decoder:
         question: Question = {"format": name, "frames": frames, "fps": fps, "seconds": seconds}
         return self._ask("clip", "video", question, data, collect.clip)
 
+    def confined(self, room: Room = "picture") -> tuple[str, ...]:
+        """What holds for processes of a kind on this machine, in words: ``no files``, ``limit AS`` ... Starts one."""
+        _installed(room, room)
+        with self._places:
+            child = self._take(room)
+            self._give_back(room, child)
+        return child.confined
+
     def close(self) -> None:
-        """Ends the processes. What is being decoded is done first, by whoever asked for it."""
+        """Ends the processes; from now on requests raise RunError. What is being decoded is done first."""
         with self._lock:
             self._closed = True
             children = [child for idle in self._idle.values() for child in idle]
@@ -96,9 +111,9 @@ class Decoder:
 
     def _ask(
         self,
-        room: str,
+        room: Room,
         what: str,
-        question: dict[str, object],
+        question: Question,
         data: Data,
         made: Callable[[collect.Messages, Limits], Made],
     ) -> Made:
@@ -118,7 +133,7 @@ class Decoder:
             finally:
                 self._give_back(room, child)
 
-    def _take(self, room: str) -> Child:
+    def _take(self, room: Room) -> Child:
         while True:
             with self._lock:
                 if self._closed:
@@ -130,7 +145,7 @@ class Decoder:
                 return child
             child.end()
 
-    def _give_back(self, room: str, child: Child) -> None:
+    def _give_back(self, room: Room, child: Child) -> None:
         with self._lock:
             keep = child.healthy and child.asked < REQUESTS and not self._closed
             if keep:
@@ -139,7 +154,7 @@ class Decoder:
             child.end()
 
 
-def _installed(room: str, what: str) -> None:
+def _installed(room: Room, what: str) -> None:
     missing = [name for name in NEEDS[room] if find_spec(name) is None]
     if missing:
         raise MediaError(f"reading a {what} needs {' and '.join(missing)}: pip install 'pocketgem[media]'")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import BinaryIO
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin  # noqa: F401 - the last reads EXIF, and would be imported too late
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pocketgem.media.limits import LIMITS, MEGA
+from pocketgem.media.limits import LIMITS, MEGA, MIB
 from pocketgem.media.worker import Answer, Question, RefusedError
 
 # Straight to the class: Image.open would look for others, and pass a JPEG on to what its EXIF says it is.
@@ -33,7 +33,7 @@ TURNS: dict[int, tuple[Image.Transpose, bool, bool]] = {
     8: (Image.Transpose.ROTATE_90, True, True),
 }
 BAND = 1 << 18  # pixels that are converted at once
-WHITE = (255, 255, 255, 255)
+WHITE = (255, 255, 255)
 
 Image.preinit()  # imports, while files can be opened
 
@@ -42,6 +42,8 @@ def read(question: Question, file: BinaryIO, answer: Answer) -> None:
     name = question["format"]
     image = DECODERS[name](file)
     _check(str(name), image)
+    if name == "JPEG":
+        _count_scans(file)
     if image.width * image.height > LIMITS.picture_pixels:
         image.draft("RGB", (image.width // 2, image.height // 2))  # a JPEG's own way to a half of the size
     image.load()
@@ -66,6 +68,17 @@ def _most(name: str, image: ImageFile.ImageFile) -> int:
         slow = "progressive" in image.info or "progression" in image.info
         return LIMITS.progressive_pixels if slow else LIMITS.jpeg_pixels
     return LIMITS.webp_pixels if name == "WebP" else LIMITS.picture_pixels
+
+
+def _count_scans(file: BinaryIO) -> None:
+    """Raises RefusedError for a JPEG in very many passes. Leaves ``file`` where it was."""
+    place, scans = file.tell(), 0
+    file.seek(0)
+    while piece := file.read(MIB):
+        scans += piece.count(b"\xff\xda")  # inside a pass an FF has a 00 after it
+    file.seek(place)
+    if scans > LIMITS.jpeg_scans:
+        raise RefusedError(f"is stored in {scans} passes; {LIMITS.jpeg_scans} are taken")
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
@@ -98,9 +111,18 @@ def _piece(image: Image.Image, turn: tuple[Image.Transpose, bool, bool] | None, 
 
 def _opaque(piece: Image.Image) -> Image.Image:
     """In RGB. What is transparent shows white; 16 bits a colour become 8."""
-    if piece.mode in ("I", "I;16", "I;16B", "I;16L"):
-        return piece.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if piece.mode.startswith("I"):
+        return _high_bytes(piece).convert("RGB")
     if piece.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in piece.info:
-        layer = piece.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, WHITE), layer).convert("RGB")
+        layer, opaque = piece.convert("RGBA"), Image.new("RGB", piece.size, WHITE)
+        opaque.paste(layer, mask=layer)
+        return opaque
     return piece.convert("RGB")
+
+
+def _high_bytes(piece: Image.Image) -> Image.Image:
+    """Of 16-bit grey, or of 32-bit as some versions open it."""
+    raw = piece.tobytes()
+    big = piece.mode.endswith("B")
+    width = 4 if piece.mode == "I" else 2
+    return Image.frombytes("L", piece.size, raw[0 if big else 1 :: width])

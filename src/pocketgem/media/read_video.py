@@ -12,6 +12,9 @@ from pocketgem.media.limits import LIMITS
 from pocketgem.media.streams import VIDEO_CODECS, opened, ready
 from pocketgem.media.worker import Answer, Question, RefusedError, number
 
+SLOWEST = 1e-4  # frames a second that are believed
+LONGEST = 1e6  # seconds that are believed
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -67,14 +70,17 @@ def _is_cover(stream: Any) -> bool:
 def _count(name: object, file: BinaryIO, seconds: float) -> Counted:
     with opened(name, file) as container:
         stream = _picture_stream(container)
-        told = container.duration / av.time_base if container.duration and container.duration > 0 else 0.0
+        told = (container.duration or 0) / av.time_base
         times, all_seen = _times(container, stream, seconds)
         if not times:
             raise RefusedError("has no frames")
         if all_seen and stream.frames > len(times):
             raise RefusedError(f"is cut short: {len(times)} of {stream.frames} frames are there")
-        rate = float(stream.average_rate or 0) or len(times) / max(max(times) - min(times), 1e-3)
-        return Counted(len(times), rate, max(told, max(times) - min(times)), bool(container.streams.audio))
+        length = _sane(max(times) - min(times), 0.0)
+        rate = float(stream.average_rate or 0)
+        if not SLOWEST <= rate <= 1 / SLOWEST:
+            rate = len(times) / max(length, SLOWEST)
+        return Counted(len(times), rate, max(_sane(told, 0.0), length), bool(container.streams.audio))
 
 
 def _times(container: Any, stream: Any, seconds: float) -> tuple[list[float], bool]:
@@ -105,18 +111,22 @@ def _decode(name: object, file: BinaryIO, wanted: list[int], rate: float, answer
             if first is None:
                 first = frame.time or 0.0
             if place in places:
-                second = frame.time - first if frame.time is not None else place / rate
-                _send(frame, second, len(wanted), answer)
+                second = -1.0 if frame.time is None else frame.time - first
+                _send(frame, _sane(second, place / rate), len(wanted), answer)
                 sent += 1
             if place >= wanted[-1]:
                 break
     return sent
 
 
+def _sane(seconds: float, instead: float) -> float:
+    return seconds if 0 <= seconds <= LONGEST else instead
+
+
 def _send(frame: Any, second: float, count: int, answer: Answer) -> None:
     pixels = _upright(_small(frame, LIMITS.clip_pixels // count), frame.rotation)
     height, width, _ = pixels.shape
-    answer.header(height=height, width=width, second=max(0.0, second))
+    answer.header(height=height, width=width, second=second)
     answer.bytes(np.ascontiguousarray(pixels).data)
 
 
@@ -128,7 +138,8 @@ def _small(frame: Any, most: int) -> Any:
         return frame.to_ndarray(format="rgb24", threads=1)
     scale = (most / (frame.width * frame.height)) ** 0.5
     width, height = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA", threads=1)
+    whole = frame.reformat(format="rgb24", threads=1)  # colours at full size first, as they are seen unscaled
+    return whole.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
 
 
 def _upright(pixels: Any, rotation: int) -> Any:

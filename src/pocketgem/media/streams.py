@@ -16,6 +16,8 @@ DEMUXERS = {"MP4": "mov", "WebM": "matroska"}
 SOUND_CODECS = ("aac", "opus", "vorbis", "mp3", "mp3float", "flac", "alac", "pcm_s16le", "pcm_s24le", "pcm_f32le")
 VIDEO_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx-vp9", "libvpx", "mpeg4")
 BUFFER = 1 << 16
+# FFmpeg's own bounds: bytes and microseconds it looks at to find out what is inside, and tracks it knows
+OPTIONS = {"probesize": "2000000", "analyzeduration": "2000000", "max_streams": "32"}
 
 av.logging.set_level(None)
 for _found in pkgutil.walk_packages(av.__path__, "av."):  # some are imported late, when no file can be opened any more
@@ -26,8 +28,7 @@ for _found in pkgutil.walk_packages(av.__path__, "av."):  # some are imported la
 def opened(name: object, file: BinaryIO) -> Any:  # a container of av's
     """From the start of ``file``, which stays open when the container is closed."""
     file.seek(0)
-    options = {"probesize": "2000000", "analyzeduration": "2000000"}
-    return av.open(Kept(file), format=DEMUXERS[str(name)], options=options, buffer_size=BUFFER)
+    return av.open(Kept(file), format=DEMUXERS[str(name)], options=OPTIONS, buffer_size=BUFFER)
 
 
 class Kept(io.RawIOBase):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import BinaryIO
+from typing import IO
 
 HEAD = struct.Struct(">cI")  # kind, length of the body
 SPAN = struct.Struct(">QI")  # of the file: from where, how many bytes
@@ -28,7 +28,7 @@ class WireError(Exception):
     """The other side is gone or does not keep to this."""
 
 
-def send(pipe: BinaryIO, kind: bytes, body: bytes | memoryview = b"") -> None:
+def send(pipe: IO[bytes], kind: bytes, body: bytes | memoryview = b"") -> None:
     try:
         pipe.write(HEAD.pack(kind, len(body)))
         pipe.write(body)
@@ -37,7 +37,7 @@ def send(pipe: BinaryIO, kind: bytes, body: bytes | memoryview = b"") -> None:
         raise WireError(str(error)) from error
 
 
-def receive(pipe: BinaryIO) -> tuple[bytes, bytes]:
+def receive(pipe: IO[bytes]) -> tuple[bytes, bytes]:
     """Kind and body of the next message."""
     kind, length = HEAD.unpack(_exactly(pipe, HEAD.size))
     if length > MOST:
@@ -61,7 +61,7 @@ def unpack_json(body: bytes) -> dict[str, object]:
     return value
 
 
-def _exactly(pipe: BinaryIO, count: int) -> bytes:
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
     try:
         data = pipe.read(count)
     except (OSError, ValueError) as error:

@@ -190,7 +190,7 @@ def _alternatives(held: Holdings, setting: Setting, wish: Wish, base: Base, now:
     yield f"weights as {SMALLEST_FORMAT}", plan(smaller, replace(setting, form=form), at, base)
     if setting.device:
         form = replace(setting.form, blocks=True)
-        name = f"{SMALLEST_FORMAT} weights on the card as they are stored, which this version does not run yet,"
+        name = f"{SMALLEST_FORMAT} weights, as they are stored (--dtype stored)"
         yield name, plan(smaller, replace(setting, form=form), at, base)
 
 

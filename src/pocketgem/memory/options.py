@@ -19,13 +19,14 @@ from pocketgem.memory.program import Base, base_here, listed_bytes
 from pocketgem.memory.weights import Form
 from pocketgem.sizes import gib
 
+STORED = "stored"  # weights in blocks stay so, unpacked piece by piece in use
 DTYPES = {"bfloat16": StoredType.BF16, "float16": StoredType.F16, "float32": StoredType.F32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """As ``LLM.load`` takes them. dtype: ``bfloat16``, ``float32`` or None; device: whether weights lie on a card;
-    media: which of ``vision`` and ``audio`` will be used."""
+    """As ``LLM.load`` takes them. dtype: ``bfloat16``, ``float32``, ``stored`` or None; device: whether weights lie on
+    a card; media: which of ``vision`` and ``audio`` will be used."""
 
     sequences: int = 1
     threads: int | None = None
@@ -38,6 +39,11 @@ class Options:
 def plan_for(held: Holdings, wish: Wish, options: Options, base: Base) -> Plan:
     """The plan for what is held. Raises InputError for a budget that cannot be met, PromptError for a bad place."""
     checked_place(wish.ple, held.config)
+    if options.device and options.dtype is None and wish.device_memory is not None and held.can_pack:
+        try:
+            return plan_for(held, wish, replace(options, dtype="bfloat16"), base)
+        except InputError:  # the card has no room for unpacked weights
+            options = replace(options, dtype=STORED)
     form = form_of(held, options)
     if wish.expert_bytes is not None:
         _check_experts(held, form, wish.expert_bytes)
@@ -61,12 +67,23 @@ def form_of(held: Holdings, options: Options) -> Form:
     """What the loader would make of the weights here."""
     return chosen_form(
         held,
-        dtype=None if options.dtype is None else DTYPES[options.dtype],
+        dtype=None if options.dtype in (None, STORED) else DTYPES[str(options.dtype)],
+        blocks=options.dtype == STORED,
         native=kernels.choice().name is not None,
         device=options.device,
         keepable=options.keep_packed and (held.file is None or default_cache(held.file) is not None),
         fast=StoredType.BF16 if cpu.multiplies_bfloat16(cpu.features()) else StoredType.F32,
     )
+
+
+def outgrows(checkpoint: Checkpoint, free: int) -> bool:
+    """Whether a card with ``free`` bytes has no room for the weights unpacked, but may have for them in blocks."""
+    held = holdings_of(checkpoint, checkpoint.where)
+    try:
+        made = plan_for(held, Wish(device_memory=free), Options(device=True), base_here())
+    except InputError:
+        return held.can_pack
+    return made.setting.form.blocks
 
 
 def plan_here(checkpoint: Checkpoint, wish: Wish, options: Options) -> Plan:

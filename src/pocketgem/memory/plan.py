@@ -29,6 +29,7 @@ from pocketgem.memory.weights import (
 )
 
 DEVICE_BASE = 600 << 20  # a card's context and libraries. An estimate: no card was at hand when this was written
+UNPACKED_PIECE = 112 << 20  # ``model/blocks.py``: 8 M weights as bytes, as float32 twice and as they are multiplied
 LAST = "last conversation"
 
 
@@ -187,6 +188,10 @@ def _step_lines(config: ModelConfig, setting: Setting) -> Iterator[Line]:
         why = f"rows as int8, products, tiles; {rows} rows a step"
         yield Line("step", "kernel buffers", None, step.buffers, place, why)
     yield Line("step", "activations", None, step.activations, place, f"{rows} rows between layers")
+    if setting.form.blocks:
+        yield Line(
+            "step", "unpacking", None, UNPACKED_PIECE, place, "a piece of a matrix in blocks, on its way to a product"
+        )
     logits = f"{setting.sequences} x {config.vocab_size:,} scores as float32, with the sampler's copies"
     yield Line("step", "logits", None, step.logits, place, logits)
 
@@ -253,10 +258,17 @@ def _sums(lines: tuple[Line, ...], section: str) -> tuple[int, int]:
 
 
 def chosen_form(
-    held: Holdings, *, dtype: StoredType | None, native: bool, device: bool, keepable: bool, fast: StoredType
+    held: Holdings,
+    *,
+    dtype: StoredType | None,
+    native: bool,
+    device: bool,
+    keepable: bool,
+    fast: StoredType,
+    blocks: bool = False,
 ) -> Form:
     """What the loader will make of the weights; ``dtype``: None where it may choose. See ``parts.model_of``."""
-    packs = dtype is None and native and not device
+    packs = dtype is None and native and not device and not blocks
     packed = packs and held.can_pack
     usual = StoredType.BF16 if device else fast
-    return Form(packed, packed and keepable and held.worth_keeping, dtype or usual, device, packs, keepable)
+    return Form(packed, packed and keepable and held.worth_keeping, dtype or usual, device, packs, keepable, blocks)

@@ -36,7 +36,7 @@ class Form:
     """What weights become. ``packed``: the kernels' layout, else ``dtype``. ``kept``: packed into a mapped file.
 
     packs, keepable: whether weights in blocks would be packed, and whether there is a place to keep them. device: on a
-    card, as ``dtype``; blocks: there as they are stored, which this version does not run: to say what it would save.
+    card; blocks: those stored in blocks stay so, and are unpacked to ``dtype`` piece by piece in use.
     """
 
     packed: bool
@@ -109,6 +109,8 @@ def _home(form: Form) -> Where:
 
 
 def _why(form: Form, use: str) -> str:
+    if form.blocks:
+        return f"as they are stored, unpacked piece by piece; {use}"
     if not form.packed:
         return f"as {form.dtype.lower()}; {use}"
     return f"packed for the kernels, {use}" + (", mapped from the file that keeps them" if form.kept else "")
@@ -167,7 +169,7 @@ def _size(tensor: Holding, form: Form) -> int:
     """Bytes of a tensor in memory."""
     if not tensor.is_matrix and (form.packed or "norm" in tensor.name):
         return tensor.numel * 4  # norms stay float32
-    if form.device and form.blocks:
+    if form.blocks and tensor.in_blocks:
         return tensor.stored
     if not form.packed:
         return tensor.numel * form.dtype.type_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from pocketgem.config import ModelConfig, decoder_shapes
 from pocketgem.errors import WeightsError
 from pocketgem.memory.place import Place
 from pocketgem.memory.rows import row_source
+from pocketgem.model.blocks import BLOCKABLE, BlockEmbedding, BlockLinear, block_module, in_blocks
 from pocketgem.model.cache import CPU
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.gemma3n import Gemma3n
@@ -29,10 +31,12 @@ def build_model(
     *,
     ple: Place = Place.AUTO,
     device: torch.device = CPU,
+    blocks: bool = False,
 ) -> Gemma:
     """Build the model a checkpoint describes and fill it with its weights, in ``dtype`` (norms stay float32).
 
     ple: where rows of the per-layer table come from. device: where the layers run; one tensor at a time goes there.
+    blocks: matrices stored in blocks stay so (see ``blocks.py``).
 
     Raises WeightsError naming tensors that are missing, of the wrong shape, or that nothing in the model takes.
     """
@@ -41,18 +45,33 @@ def build_model(
     model = empty_model(config)
     slots = [slot for slot in slots_of(model) if not (slot.name == "lm_head.weight" and config.tied_head)]
     total, done = sum(tensors[slot.name].nbytes for slot in slots), 0
-    for slot in slots:
-        parameter = _parameter(slot.module, tensors[slot.name], checkpoint.norm_offset, dtype)
-        slot.module.register_parameter(slot.key, _on(device, parameter))
-        done += tensors[slot.name].nbytes
+    for path, members in groupby(slots, lambda slot: slot.path):
+        stored = {slot.key: tensors[slot.name] for slot in members}
+        plain = model.get_submodule(path)
+        if blocks and isinstance(plain, BLOCKABLE) and all(map(in_blocks, stored.values())):
+            model.set_submodule(path, block_module(plain, stored, device, dtype))
+        else:
+            for key, tensor in stored.items():
+                parameter = _parameter(plain, tensor, checkpoint.norm_offset, dtype)
+                plain.register_parameter(key, _on(device, parameter))
+        done += sum(tensor.nbytes for tensor in stored.values())
         if progress is not None:
             progress(done, total)
     if config.tied_head:
-        model.lm_head.weight = model.embed_tokens.weight
+        _tie(model)
     if model.per_layer is not None:
         model.per_layer.table = row_source(table_of(checkpoint), ple, device=device, progress=progress)
     model.tables.to(device)
     return model.eval()
+
+
+def _tie(model: Gemma) -> None:
+    """The head is the embedding, whichever way it is kept."""
+    table: nn.Module = model.embed_tokens
+    if isinstance(table, BlockEmbedding):
+        model.set_submodule("lm_head", BlockLinear(table.blocks))
+    else:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def empty_model(config: ModelConfig) -> Gemma:

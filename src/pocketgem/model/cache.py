@@ -10,8 +10,9 @@ either still holds all that a second try needs, or refuses it: never a shorter p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +20,19 @@ from torch import Tensor
 from pocketgem.config import LayerConfig, ModelConfig
 from pocketgem.errors import RunError
 from pocketgem.memory.kv_rows import Room
+from pocketgem.model import ops
 
 CPU = torch.device("cpu")
+
+
+class Seen(Protocol):
+    """Keys and values of one layer that the queries of one sequence may look at."""
+
+    @property
+    def k(self) -> Tensor: ...  # [rows, kv_heads, head_dim]
+    @property
+    def v(self) -> Tensor: ...
+    def visible(self, positions: Tensor, window: int | None, last: Tensor | None = None) -> Tensor | None: ...
 
 
 @dataclass(slots=True)
@@ -43,6 +55,10 @@ class KeysValues:
     @property
     def v(self) -> Tensor:
         return self.values[self.begin : self.end]
+
+    def visible(self, positions: Tensor, window: int | None, last: Tensor | None = None) -> Tensor | None:
+        """Which of these rows queries at ``positions`` see; see ``ops.visible``."""
+        return ops.visible(positions, self.first, self.end - self.begin, window, last)
 
     def addresses(self, row: int) -> tuple[int, int]:
         """Where row ``row`` of the buffers begins, in keys and in values. Both are contiguous."""
@@ -135,18 +151,40 @@ class Cache:
     ) -> None:
         self.length, self.device = 0, device
         writers = (layer for layer in config.layers if layer.writes_kv)
-        self.stores = {layer.index: LayerStore(layer, dtype, device, limit) for layer in writers}
+        self._stores = {layer.index: LayerStore(layer, dtype, device, limit) for layer in writers}
+        self._borrower: Callable[[Cache], None] | None = None
+
+    @property
+    def stores(self) -> dict[int, LayerStore]:
+        """By layer. What somebody borrowed comes back first."""
+        if self._borrower is not None:
+            self._borrower(self)
+        return self._stores
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether newer rows than the stores' are somewhere else."""
+        return self._borrower is not None
+
+    def lend(self, borrower: Callable[[Cache], None]) -> None:
+        """From now on new rows are the borrower's to keep, until it is called: then it must ``take_back``."""
+        self._borrower = borrower
+
+    def take_back(self) -> dict[int, LayerStore]:
+        """For the borrower: the loan ends, and these stores are to be brought up to ``length``."""
+        self._borrower = None
+        return self._stores
 
     @property
     def nbytes(self) -> int:
         """Bytes held now, in all layers."""
-        return sum(store.nbytes for store in self.stores.values())
+        return sum(store.nbytes for store in self._stores.values())
 
     def fork(self) -> Cache:
         """An independent copy: the start of another sequence with the same past."""
         twin = object.__new__(Cache)
         twin.length, twin.device = self.length, self.device
-        twin.stores = {index: store.fork() for index, store in self.stores.items()}
+        twin._stores, twin._borrower = {index: store.fork() for index, store in self.stores.items()}, None
         return twin
 
 
@@ -164,8 +202,8 @@ class Step:
     """One forward pass over packed rows: who they belong to, where they stand, whose logits are wanted.
 
     Positions lie on the device of the caches; so does ``last``, the last position each row sees in layers that see
-    images whole, None where no row of the step is an image's. ``logit_rows`` are row numbers, ascending, on the CPU; ``skip`` lets rows
-    nobody asked for stop at the last layer that writes.
+    images whole, None where no row of the step is an image's. ``logit_rows`` are row numbers, ascending, on the CPU;
+    ``skip`` lets rows nobody asked for stop at the last layer that writes.
     """
 
     spans: tuple[Span, ...]
@@ -202,7 +240,7 @@ class Step:
         """Room for the rows of each span in ``layer``."""
         return tuple(span.cache.stores[layer].reserve(span.cache.length, span.stop - span.start) for span in self.spans)
 
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[KeysValues, ...]:
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Seen, ...]:
         """Store the rows' K/V of ``layer``; returns what each span's queries may read."""
         slots = self.reserve(layer)
         for span, slot in zip(self.spans, slots, strict=True):

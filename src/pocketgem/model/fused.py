@@ -58,7 +58,7 @@ def targets_of(step: Step, slots: Sequence[Slot]) -> list[Target]:
 
 def spans_of(ask: Ask) -> list[Span]:
     """What the rows of a step may read, as the kernels take it."""
-    spans = zip(ask.step.spans, ask.seen, strict=True)
+    spans = zip(ask.step.spans, cast(tuple[KeysValues, ...], ask.seen), strict=True)
     return [
         (span.start, span.stop, *past.addresses(past.begin), past.first, past.end - past.begin) for span, past in spans
     ]

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from pocketgem.config import ExpertsConfig, LayerConfig, ModelConfig
-from pocketgem.model.cache import Cache, KeysValues, Step
+from pocketgem.model.cache import Cache, Seen, Step
 from pocketgem.model.experts import Experts, Router
 from pocketgem.model.layers import MLP, Ask, Attention, Block, Embedding, Linear, RMSNorm, RotaryTables, SoftCap
 from pocketgem.model.per_layer import PerLayerGate, PerLayerInputs
@@ -100,6 +100,13 @@ class DecoderLayer(nn.Module):
         return dense if self.routed is None else cast(Tensor, self.routed(x, dense, routes))
 
 
+class SingleRow(Protocol):
+    """Another way to run the layers for one row."""
+
+    def takes(self, step: Step) -> bool: ...
+    def __call__(self, inputs: Inputs, step: Step) -> Tensor: ...
+
+
 class Gemma(nn.Module):
     """Gemma 3 and Gemma 4 text."""
 
@@ -117,6 +124,7 @@ class Gemma(nn.Module):
         self.read_later = frozenset(layer.kv_layer for layer in config.layers if not layer.writes_kv)
         self.last_writer = config.last_writer
         self.cache_dtype: torch.dtype | None = None  # None: as the activations
+        self.single: SingleRow | None = None  # runs steps of one row in ``forward``'s place, where it can
         self.has_own_threads = False  # True: products run on the compiled kernels' threads, not on torch's
 
     def make_layer(self, layer: LayerConfig) -> nn.Module:
@@ -163,9 +171,15 @@ class Gemma(nn.Module):
         hidden: Tensor = self.norm(self.run_layers(inputs, step))
         return hidden
 
+    def run(self, inputs: Inputs, step: Step) -> Tensor:
+        """``forward``, or what takes its place for a single row."""
+        single = self.single
+        hidden: Tensor = single(inputs, step) if single is not None and single.takes(step) else self(inputs, step)
+        return hidden
+
     def run_layers(self, inputs: Inputs, step: Step) -> Tensor:
         x, vectors, tables = inputs.x, inputs.per_layer, self.tables.at(step.positions, inputs.x.dtype)
-        shared: dict[int, tuple[KeysValues, ...]] = {}
+        shared: dict[int, tuple[Seen, ...]] = {}
         skips = step.skip and len(step.logit_rows) < len(x)  # decode wants every row: there is nothing to leave out
         for layer, block in zip(self.config.layers, cast(Iterable[Block], self.layers), strict=True):
             x, normed = block.enter(x)

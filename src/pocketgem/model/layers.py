@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pocketgem.config import LayerConfig, ModelConfig
 from pocketgem.model import ops
-from pocketgem.model.cache import KeysValues, Step
+from pocketgem.model.cache import Seen, Step
 
 Tables = tuple[Tensor, Tensor]
 
@@ -90,7 +90,7 @@ class Ask:
     """What attention needs beside its rows: their rotation, the keys each span may read, and whose rows they are."""
 
     tables: Tables
-    seen: tuple[KeysValues, ...]
+    seen: tuple[Seen, ...]
     step: Step
 
 
@@ -114,7 +114,7 @@ class Attention(nn.Module):
             self.v_proj = None if layer.value_is_key else Linear(config.hidden_size, kv_width)
             self.k_norm = RMSNorm(layer.head_dim, self.eps)
 
-    def keys(self, x: Tensor, tables: Tables, step: Step) -> tuple[KeysValues, ...]:
+    def keys(self, x: Tensor, tables: Tables, step: Step) -> tuple[Seen, ...]:
         """Project and store K/V of x ``[rows, hidden]``."""
         shape = (len(x), self.layer.num_kv_heads, self.layer.head_dim)
         k = self.k_proj(x).view(shape)
@@ -133,7 +133,7 @@ class Attention(nn.Module):
                 continue
             rows = slice(span.start, span.stop)
             positions, last = ask.step.sight(self.layer, rows)
-            mask = ops.visible(positions, past.first, len(past.k), self.layer.window, last)
+            mask = past.visible(positions, self.layer.window, last)
             out[rows] = ops.attention(q[rows], past.k, past.v, mask, self.scale)
         projected: Tensor = self.o_proj(out.view(len(x), -1))
         return projected

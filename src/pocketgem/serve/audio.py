@@ -7,7 +7,6 @@ those of the cuts, spread over sentences: there are none of words. What is no pa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,17 +16,14 @@ from starlette.responses import PlainTextResponse, Response
 from pocketgem.answers import Stats
 from pocketgem.media.kinds import Sound
 from pocketgem.media.pieces import cut
-from pocketgem.model.towers import Towers
 from pocketgem.serve.answering import Desk
 from pocketgem.serve.call import Call
-from pocketgem.serve.chats import request_of
-from pocketgem.serve.faults import Fault
 from pocketgem.serve.fields import MAX_NAME, FieldError, Fields
 from pocketgem.serve.job import ChatJob
-from pocketgem.serve.models import Loaded
 from pocketgem.serve.multipart import Form, Upload
+from pocketgem.serve.prepared import ready
 from pocketgem.serve.replies import json_reply
-from pocketgem.serve.said import said
+from pocketgem.serve.said import Said, said
 from pocketgem.serve.wiring import Serving
 from pocketgem.speech import MAX_HINT, MAX_TOKENS, Task, Transcript, assembled
 
@@ -89,39 +85,23 @@ async def _answer(serving: Serving, call: Call, wanted: Wanted) -> Response:
     async with AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(serving.registry.use(wanted.model))
         call.note["model"] = loaded.name
-        _check_hears(loaded)
-        sound = await asyncio.to_thread(_decoded, serving, wanted.file)
-        call.note["seconds_of_sound"] = round(sound.seconds, 2)
+        loaded.llm.senses.check("audio")  # before the recording of a model without ears is looked at
+        sound = await serving.media.prepare(lambda proceed: serving.media.decoder.sound(wanted.file.content))
+        call.note["sound_seconds"] = round(sound.seconds, 2)
         desk = Desk(loaded, serving.metrics, stack, call)
-        pieces, answers, counts = cut(sound, overlap=wanted.task.overlap), [], []
-        for piece in pieces:
-            answer, stats = await _ask(desk, wanted, piece.of(sound))
-            answers.append(answer)
-            counts.append(stats)
-        return _written(wanted, assembled(wanted.task, sound, pieces, answers), counts)
+        pieces = cut(sound, overlap=wanted.task.overlap)
+        answers = [await _ask(serving, desk, wanted, piece.of(sound)) for piece in pieces]
+        found = assembled(wanted.task, sound, pieces, [one.text for one in answers])
+        return _written(wanted, found, [one.done.stats for one in answers])
 
 
-def _decoded(serving: Serving, file: Upload) -> Sound:
-    return serving.media.decoder.sound(file.content)
-
-
-async def _ask(desk: Desk, wanted: Wanted, sound: Sound) -> tuple[str, Stats]:
-    """One piece through the engine. Its client leaving ends it."""
+async def _ask(serving: Serving, desk: Desk, wanted: Wanted, sound: Sound) -> Said:
+    """One piece through the engine. Its client leaving ends it. Raises MediaError, PromptError, RunError."""
     sampling = {"temperature": wanted.temperature, "max_tokens": MAX_TOKENS}
     job = ChatJob(desk.loaded.name, tuple(wanted.task.messages(sound)), sampling=sampling, thinking=False)
-    request = await asyncio.to_thread(request_of, desk.loaded.llm, job, thinking=False)
-    run = desk.submit(request)
-    whole = said([update async for update in desk.updates(run, job.shape)])
-    return whole.text, whole.done.stats
-
-
-def _check_hears(loaded: Loaded) -> None:
-    """Raises Fault 400 for a model without ears, before its recording is looked at."""
-    if not Towers.of(loaded.llm.checkpoint).hears:
-        raise Fault(
-            400, f"the model {loaded.name} does not hear: its files hold no audio tower", field="model",
-            code="unsupported_modality",
-        )  # fmt: skip
+    made = await ready(serving, desk.call, desk.loaded.llm, job)
+    run = desk.submit(made.request)
+    return said([update async for update in desk.updates(run, job.shape)])
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -198,4 +178,7 @@ def _verbose(task: Task, found: Transcript) -> dict[str, object]:
 def _usage(counts: list[Stats]) -> dict[str, object]:
     """Of all pieces together."""
     read, made = sum(one.prompt_tokens for one in counts), sum(one.completion_tokens for one in counts)
-    return {"type": "tokens", "input_tokens": read, "output_tokens": made, "total_tokens": read + made}
+    heard = sum(one.audio_tokens for one in counts)
+    details = {"audio_tokens": heard, "text_tokens": read - heard}
+    counted = {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
+    return {"type": "tokens", **counted, "input_token_details": details}

@@ -144,8 +144,8 @@ class Guard:
             raise Fault(415, "the body must be JSON, with the header 'Content-Type: application/json'")
         if (head.one(b"content-encoding") or "identity").lower() != "identity":
             raise Fault(415, "a compressed body is not taken; send it as it is")
-        if head.length is not None and head.length > self._most(head):
-            raise self._too_large(head)
+        if head.length is not None and head.length > self.settings.max_body:
+            raise self._too_large()
 
     async def _body(self, receive: Receive, head: Head) -> bytes:
         """The whole body. Raises Fault 413 or 408, and Gone."""
@@ -159,8 +159,8 @@ class Guard:
                         raise Gone
                     piece: bytes = message.get("body", b"")
                     size += len(piece)
-                    if size > self._most(head):
-                        raise self._too_large(head)
+                    if size > self.settings.max_body:
+                        raise self._too_large()
                     if head.length is None:  # chunked: nobody knew how much would come
                         self.bodies.take(len(piece))
                         held += len(piece)
@@ -173,12 +173,8 @@ class Guard:
         finally:
             self.bodies.taken -= held
 
-    def _most(self, head: Head) -> int:
-        """Bytes that a body may have."""
-        return self.settings.max_upload if head.path in FORM_PATHS else self.settings.max_body
-
-    def _too_large(self, head: Head) -> Fault:
-        return Fault(413, f"the body is larger than {self._most(head)} bytes", code="request_too_large")
+    def _too_large(self) -> Fault:
+        return Fault(413, f"the body is larger than {self.settings.max_body} bytes", code="request_too_large")
 
     def _cors(self, head: Head) -> list[tuple[bytes, bytes]]:
         """Headers for a page of another origin, where it was let in by name."""

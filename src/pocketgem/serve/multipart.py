@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pocketgem.serve.faults import Fault
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FORM = "multipart/form-data"
 MAX_PARTS = 64
@@ -48,12 +52,7 @@ def parse(body: bytes, content_type: str) -> Form:
         raise _broken("its Content-Type names no boundary")
     reader = _Reader()
     try:
-        parser = MultipartParser(
-            boundary,
-            reader.callbacks,
-            max_header_count=MAX_HEADERS,
-            max_header_size=MAX_HEADER,  # type: ignore[arg-type]
-        )
+        parser = MultipartParser(boundary, reader.callbacks, max_header_count=MAX_HEADERS, max_header_size=MAX_HEADER)
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -77,7 +76,7 @@ class _Reader:
         self._name, self._filename = "", None  # type: str, str | None
 
     @property
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> MultipartCallbacks:
         return {
             "on_part_begin": self._begin,
             "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),

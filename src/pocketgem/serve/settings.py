@@ -19,7 +19,7 @@ class Settings:
     keys                  API keys; none: everybody who reaches the port may ask
     allow_hosts           names this server goes by, beside loopback's and its address: what a Host header may say
     allow_origins         web pages of other origins that may call it, "*" for all
-    max_body              bytes of one request; max_upload: of one with a recording
+    max_body              bytes of one request
     max_bodies            bytes of all requests that are being read
     max_requests          requests that are being answered or wait for it; more get 429
     max_connections       open connections; more are closed at once
@@ -28,6 +28,7 @@ class Settings:
     stall_seconds         how long a client may read nothing of what is sent to it
     comment_seconds       a stream that has nothing to say sends a comment this often
     drain_seconds         how long requests may go on after SIGTERM
+    allow_remote_media    whether images and the like are fetched from http addresses that a request names
     thinking              whether models think first when a request does not say
     ready_seconds         a server with work that made no step for so long is not ready
     """
@@ -37,8 +38,7 @@ class Settings:
     keys: Keys = field(default_factory=Keys)
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
-    max_body: int = 8 * MIB
-    max_upload: int = 64 * MIB
+    max_body: int = 32 * MIB
     max_bodies: int = 256 * MIB
     max_requests: int = 128
     max_connections: int = 4096
@@ -48,6 +48,7 @@ class Settings:
     stall_seconds: float = 60.0
     comment_seconds: float = 15.0
     drain_seconds: float = 30.0
+    allow_remote_media: bool = False
     thinking: bool = False
     ready_seconds: float = 120.0
 

@@ -67,6 +67,7 @@ class Worker:
 
     async def close(self) -> None:
         await self.app.serving.registry.close(0)
+        await asyncio.to_thread(self.app.serving.media.close)
 
     async def answer(self, forward: Forward) -> AsyncGenerator[Sent]:
         """Pieces of an answer. Closing it ends the request within a step of the engine."""

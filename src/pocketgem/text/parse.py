@@ -83,6 +83,11 @@ class OutputParser:
     def flaw(self) -> str | None:
         return self._channel.flaw or (self._json.flaw if self._json else None)
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next belongs to a thought."""
+        return self._channel.in_thought and self._call is None
+
     def read(self, ids: Iterable[int]) -> list[Anything]:
         """As ``push``, with the markers: all of it together is what the model said, in order."""
         parts = [part for id in ids for part in self._step(id)]
