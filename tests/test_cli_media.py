@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pocketgem.cli.chat import Conversation
+from pocketgem.cli.common import UsageError
 from pocketgem.cli.media import parts_of
 from pocketgem.cli.screen import Screen
+from pocketgem.cli.serve import mmprojs_of
 from pocketgem.cli.speech import Manner
 from pocketgem.errors import PromptError
+from pocketgem.serve.loading import Loader
+from tests.mmproj_files import write_mmproj
 from tests.scripted import Script, save_scripted, scripted_llm
 from tests.sensing import give_senses, mp4, png, sensing_llm, wav
 from tests.test_cli import Cli, cli  # noqa: F401  # cli is a fixture
@@ -138,3 +144,25 @@ def test_a_conversation_shows_files(tmp_path: Path, files: dict[str, Path]) -> N
     assert not Path("x.json").exists()
     with pytest.raises(PromptError, match="name a file"):
         talk._attach("image", "")
+
+
+def test_towers_of_a_gguf_file_beside_the_model(cli: Cli, twin: Path, files: Any, tmp_path: Path) -> None:  # noqa: F811
+    blind = tmp_path / "blind"
+    shutil.copytree(twin, blind)
+    tensors = load_file(twin / "model.safetensors")
+    text = {name: tensor for name, tensor in tensors.items() if "vision" not in name and "audio" not in name}
+    save_file(text, blind / "model.safetensors", metadata={"format": "pt"})
+    asked = ["--image", files["a.png"], "--max-tokens", 4, "--temperature", 0, "--json", "hello"]
+    assert cli("run", blind, *asked).code == 2
+    mmproj = write_mmproj(twin, tmp_path / "mmproj.gguf")
+    beside, within = cli("run", blind, "--mmproj", mmproj, *asked), cli("run", twin, *asked)
+    assert beside.code == within.code == 0, (beside.err, within.err)
+    assert json.loads(beside.out)["ids"] == json.loads(within.out)["ids"]
+    options = {"dtype": None, "context": None, "ple": "auto", "offline": True, "memory": None, "image_budget": 70}
+    llm = Loader(options, {"m": mmproj}, None)("m", str(blind))
+    assert llm.senses.can("image")
+    assert llm.senses.budget == 70
+    assert mmprojs_of([f"m={mmproj}"], {"m": "x", "n": "y"}) == {"m": mmproj}
+    assert mmprojs_of([str(mmproj)], {"m": "x", "n": "y"}) == {"m": mmproj}
+    with pytest.raises(UsageError, match="give one FILE"):
+        mmprojs_of(["z=file"], {"m": "x"})

@@ -393,7 +393,7 @@ def test_one_that_died_while_it_waited_is_replaced_unseen() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
 def test_a_death_in_the_middle_costs_one_request(how: signal.Signals) -> None:
     data = full_png(3000, 3000)
-    with Decoder(limits=replace(LIMITS, seconds=0.5)) as decoder:
+    with Decoder(limits=replace(LIMITS, seconds=1.0 if how == signal.SIGSTOP else 10.0)) as decoder:
         decoder.picture(png_of_noise())
         pid = process_of(decoder).pid
 

@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     "checkpoint": 2,
     "memory": 3,
     "model": 4,
-    "engine": 5, "media": 5, "text": 5,
+    "adapters": 5, "engine": 5, "media": 5, "text": 5,
     "answers": 6, "parts": 6,
     "flight": 7, "senses": 7,
     "reader": 8, "opening": 8, "measure": 8,

@@ -302,3 +302,15 @@ def test_gemma_3_sees_squares_of_one_size(tmp_path: Path) -> None:
     assert (one.count, one.whole) == (4, True)
     assert not llm.senses.can("video")
     assert greedy(llm, ask(picture(1), "?")) == greedy(llm, ask(picture(1), "?"))
+
+
+def test_with_a_memory_budget_room_is_planned_for_the_towers_that_will_be_used(tmp_path: Path) -> None:
+    def peak(*media: str) -> int:
+        llm = sensing_llm(tmp_path / "m", "E2B", memory="4GiB", media=media)
+        assert llm.plan is not None
+        return llm.plan.peak
+
+    alone, seeing = peak(), peak("image", "video")
+    assert alone < seeing < peak("image", "audio")
+    with pytest.raises(PromptError, match="media is 'smell', expected some of image"):
+        peak("smell")

@@ -13,7 +13,7 @@ import anthropic
 import openai
 import pytest
 
-from pocketgem.errors import MediaError
+from pocketgem.errors import MediaError, RunError
 from pocketgem.llm import LLM
 from pocketgem.serve import fetch as fetching
 from pocketgem.serve import messages, responses
@@ -21,6 +21,7 @@ from pocketgem.serve.chat_read import read as read_chat
 from pocketgem.serve.fetch import fetch, is_public
 from pocketgem.serve.fields import FieldError
 from pocketgem.serve.parts import Remote
+from pocketgem.serve.prepared import bring
 from pocketgem.serve.settings import Settings
 from tests.scripted import Script, scripted_llm
 from tests.sensing import FakeTowers, give_senses, mp4, png, sensing_llm, wav
@@ -267,6 +268,8 @@ def test_what_waits_for_a_tower_ends_with_its_client(server: Running, towers: Fa
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
         assert begun.wait(PATIENCE)
+        others = server.http.post("/v1/chat/completions", json=body(text("hello")))
+        assert others.json()["choices"][0]["message"]["content"] == "Hello, you.", "others waited for a tower"
     wait_for(lambda: any(line.get("ended") == "client gone" for line in server.lines))
     go.set()
     time.sleep(0.2)
@@ -365,3 +368,20 @@ def test_a_server_that_may_fetch_does(scripted: LLM, monkeypatch: Any) -> None:
         made = server.http.post("/v1/chat/completions", json=body(part, text("hello")))
         assert made.status_code == 200, made.text
         assert made.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 60
+
+
+def test_all_addresses_of_a_request_share_one_limit(monkeypatch: Any) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def fake(link: str, *, most: int, seconds: float) -> bytes:
+        asked.append((most, seconds))
+        return b"x" * (20 << 20)
+
+    monkeypatch.setattr("pocketgem.serve.prepared.fetch", fake)
+    parts = [{"type": "image", "image": Remote(f"https://example.org/{n}", "f")} for n in range(2)]
+    bring([{"role": "user", "content": parts}], remote=True)
+    assert [most >> 20 for most, _ in asked] == [32, 12]
+    assert asked[1][1] <= asked[0][1] <= 10
+    assert all(isinstance(part["image"], bytes) for part in parts)
+    with pytest.raises(RunError, match="given up"):
+        bring([{"role": "user", "content": [{"type": "image", "image": Remote("x", "f")}]}], lambda: False, remote=True)

@@ -89,8 +89,8 @@ class Finished:
     logprobs: tuple[TokenLogprob, ...] = ()
     flaw: str | None = None
     stopped_by: str | None = None
-    notes: tuple[str, ...] = ()
     thought_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class LLM:
         cache_size: int | str = CACHE_SIZE,
         mmproj: str | Path | None = None,
         image_budget: Budget = "auto",
+        media: Collection[str] = (),
         decoder: Decoder | None = None,
         progress: Progress | None = None,
     ) -> LLM:
@@ -146,6 +147,7 @@ class LLM:
             mmproj: a GGUF file with the towers of a model that is itself a GGUF file.
             image_budget: tokens for an image whose message names none, 70, 140, 280, 560 or 1120; "auto" takes the
                 fewest that lose no detail.
+            media: which of "image", "audio" and "video" will be given: ``memory`` then has room for their towers.
             decoder: who reads files of media; None starts one when it is needed. Several models can share one.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
@@ -159,7 +161,9 @@ class LLM:
         checked_budget(image_budget)
         found = opened(
             checkpoint,
-            Wishes(dtype, context, threads, ple, device, keep_packed, expert_memory, memory, sequences),
+            Wishes(
+                dtype, context, threads, ple, device, keep_packed, expert_memory, memory, sequences, frozenset(media)
+            ),
             progress,
         )
         size = None if kept is None else bytes_of(kept, "kept", 0)

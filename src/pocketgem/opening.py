@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from pocketgem.parts import checked_device, checked_dtype, identity_of, model_of
 from pocketgem.sizes import parse_size
 from pocketgem.text.tokenizer import Tokenizer
 
+TOWERS = {"image": "vision", "video": "vision", "audio": "audio"}  # what sees or hears each kind of media
 TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
 
 
@@ -41,6 +43,7 @@ class Wishes:
     expert_memory: int | None
     memory: int | str | None
     sequences: int
+    media: frozenset[str] = frozenset()  # image, audio, video: what will be given
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
     if wishes.memory is not None:
         wish = Wish(bytes_of(wishes.memory), None, context, place, expert_memory)
         options = options_of(wishes.sequences, threads, dtype, device, keep_packed=wishes.keep_packed)
+        options = replace(options, media=towers_for(wishes.media))
         plan = plan_here(checkpoint, wish, options)
         context, expert_memory = plan.setting.context, plan.placement.expert_bytes
         dtype = STORED if plan.setting.form.blocks else dtype
@@ -82,6 +86,13 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         progress=progress,
     )
     return Opened(model, tokenizer, checkpoint, files, plan, context)
+
+
+def towers_for(kinds: Collection[str]) -> frozenset[str]:
+    """The towers that media of these kinds need. Raises PromptError for what is no kind of media."""
+    if unknown := sorted({*kinds} - TOWERS.keys()):
+        raise PromptError(f"media is {str(unknown[0])[:40]!r}, expected some of {', '.join(TOWERS)}")
+    return frozenset(TOWERS[kind] for kind in kinds)
 
 
 def past_folder(found: Opened, folder: Path, size: int) -> PastFolder:

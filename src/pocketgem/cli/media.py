@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from pocketgem.text.media import Kind
 
 KINDS: tuple[Kind, ...] = ("image", "audio", "video")
-TOWERS = {
-    "image": ("vision_tower.", "vision_embedder.", "embed_vision.", "multi_modal_projector."),
-    "audio": ("audio_tower.", "embed_audio."),
-}
-TOWERS["video"] = TOWERS["image"]
 
 Images = Annotated[
     list[Path] | None, typer.Option("--image", metavar="FILE", help="A picture (PNG, JPEG, WebP, GIF). Repeatable.")
@@ -74,9 +69,11 @@ def part_of(kind: Kind, path: Path) -> Part:
 
 def check_towers(checkpoint: Checkpoint, parts: Sequence[Part]) -> None:
     """Raises MediaError, before the model is loaded, where nothing in the checkpoint sees or hears."""
-    for kind in dict.fromkeys(part["type"] for part in parts if part["type"] in KINDS):
-        if not any(name.removeprefix("model.").startswith(TOWERS[kind]) for name in checkpoint.others):
-            tower = "audio" if kind == "audio" else "vision"
+    from pocketgem.checkpoint.load import towers_in
+
+    for kind in dict.fromkeys(part["type"] for part in parts):
+        tower = "audio" if kind == "audio" else "vision"
+        if tower not in towers_in(checkpoint):
             raise MediaError(
                 f"{checkpoint.where}: no {tower} tower in this checkpoint, so --{kind} has no meaning for it; "
                 "a GGUF model's towers are in an mmproj file: --mmproj FILE"
@@ -95,7 +92,7 @@ def load_to_sense(
         check_towers(checkpoint, parts)
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
 
-        return LLM.load(checkpoint, progress=bar, **options)
+        return LLM.load(checkpoint, progress=bar, media={part["type"] for part in parts}, **options)
 
 
 def with_towers(checkpoint: Checkpoint, mmproj: Path | None) -> Checkpoint:

@@ -125,6 +125,7 @@ def run_model(
             expert_memory=budget,
             memory=limit,
             image_budget=shown,
+            media={part["type"] for part in media},
             progress=bar,
         )
     if text is None:

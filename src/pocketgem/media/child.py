@@ -104,11 +104,11 @@ class Child:
     @contextmanager
     def _within(self, seconds: float) -> Iterator[None]:
         """Ends the process after so many seconds, which ends every wait for it."""
-        late = threading.Event()
+        late, process = threading.Event(), self._process
 
-        def stop() -> None:
+        def stop() -> None:  # holds the process and not this: a timer's thread may outlive its owner a little
             late.set()
-            self._process.kill()
+            process.kill()
 
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
@@ -121,6 +121,7 @@ class Child:
             raise
         finally:
             timer.cancel()
+            timer.join()  # from here on it ends nobody
         if late.is_set():
             raise LateError(f"not done after {seconds:.1f} s")
 

@@ -25,6 +25,7 @@ def read(question: Question, file: BinaryIO, answer: Answer) -> None:
     name = str(question["format"])
     streamed = name == "WAV" and check_wav(file, int(question["size"]))  # type: ignore[call-overload]
     with soundfile.SoundFile(file) as sound:
+        sound._info.seekable = 0  # else it seeks after each read, which fails at an end that no header told
         _check(name, sound)
         mono = Mono(sound.samplerate, sound.channels, answer)
         _read(sound, mono)

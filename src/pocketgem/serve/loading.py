@@ -43,11 +43,13 @@ class Loader:
         checkpoint = self.opened(name, model)
         if self.options["memory"] is None:
             return 0
+        from pocketgem.checkpoint.load import towers_in
         from pocketgem.memory.fit import Wish
         from pocketgem.memory.options import Options, plan_here
         from pocketgem.memory.program import base_here
 
-        options = Options(sequences=self.options["sequences"], threads=self.options["threads"])
+        media = towers_in(checkpoint)  # whoever asks may send any kind that the model takes
+        options = Options(sequences=self.options["sequences"], threads=self.options["threads"], media=media)
         wish = Wish(self.options["memory"], None, self.options["context"], self.options["ple"], None)
         return max(0, plan_here(checkpoint, wish, options).peak - base_here().total)
 
@@ -59,13 +61,16 @@ class Loader:
     def __call__(self, name: str, model: str, progress: Callable[[int, int], None] | None = None) -> LLM:
         import torch  # here: all that can be wrong without it has been said
 
+        from pocketgem.checkpoint.load import towers_in
         from pocketgem.llm import LLM
         from pocketgem.memory.options import STORED
+        from pocketgem.opening import TOWERS
 
         dtype = self.options["dtype"]
         options = {**self.options, "dtype": dtype if dtype in (None, STORED) else getattr(torch, str(dtype))}
-        options["mmproj"] = self.mmprojs.get(name)
+        checkpoint = self.opened(name, model)
+        options["media"] = [kind for kind, tower in TOWERS.items() if tower in towers_in(checkpoint)]
         if self.cache_dir is not None:
             self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)
-        return LLM.load(model, progress=progress, **options)
+        return LLM.load(checkpoint, progress=progress, **options)
