@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= gemma-3-270m
 PROMPT ?= The capital of France is
 
-.PHONY: run test check bench gpu fuzz native-test tsan-test arm-test clean
+.PHONY: run test check bench gpu fuzz fuzz-media native-test tsan-test arm-test clean
 
 run: $(VENV)/.run
 	$(BIN)/pocketgem run $(MODEL) "$(PROMPT)" --max-tokens 64
@@ -32,6 +32,9 @@ gpu:
 
 fuzz: $(VENV)/.dev # the readers, for as long as wanted: make fuzz MINUTES=60
 	$(BIN)/python -m tests.fuzz_checkpoint --minutes $(or $(MINUTES),10)
+
+fuzz-media: $(VENV)/.dev # the decoders of pictures, sounds and videos: make fuzz-media CASES=100000
+	$(BIN)/python -m tests.fuzz_media --cases $(or $(CASES),10000)
 
 # The kernels alone, by native/tests: no read or write outside their memory, no undefined behaviour, no race; and for
 # ARM in an emulator, each set on a processor that has nothing newer. Each builds for minutes. `make test` runs the

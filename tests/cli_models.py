@@ -58,7 +58,8 @@ def save_model(
 ) -> Path:
     """A Hugging Face folder. ``without`` names tensors to leave out; ``change`` is applied to the token embedding."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": "gemma3", "text_config": CONFIG, "vision_config": VISION} if vision else CONFIG
+    eyes = {"model_type": "gemma3", "text_config": CONFIG, "vision_config": VISION, "mm_tokens_per_image": 4}
+    config = eyes if vision else CONFIG
     shapes = decoder_shapes(from_hf(config)) | vision_shapes(from_hf(config))
     generator = torch.Generator().manual_seed(7)
     weights = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}

@@ -9,6 +9,7 @@ layers run as ever; only its logits are the script's: the id that comes next sta
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pocketgem.config import from_hf
 from pocketgem.config.counts import decoder_shapes
+from pocketgem.config.towers import audio_shapes
 from pocketgem.llm import LLM
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma, Inputs
@@ -29,6 +31,7 @@ from tests.cli_models import CONFIG
 
 ABOVE = 30.0  # how far the scripted id's logit stands above the others
 END = "<turn|>"
+_MEDIA = re.compile(r"<\|(image|audio)>(<\|(image|audio|video)\|>)+<(image|audio)\|>")
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Script:
 
     def next(self, text: str, tokenizer: Tokenizer) -> int:
         """The id after a text, its control tokens written out."""
-        said, answer = self._place(text)
+        said, answer = self._place(_MEDIA.sub("", text))
         if answer is None:
             return tokenizer.encode("abcdefghijklmnopqrstuvwxyz"[len(said) % 26], add_bos=False)[0]
         ids = tokenizer.encode(answer, add_bos=False, parse_special=True)
@@ -99,9 +102,9 @@ class ScriptedGemma(Gemma):
         return scores
 
 
-def scripted_llm(folder: Path, script: Script, **options: Any) -> LLM:
-    """An LLM with this script; ``options`` are ``LLM.load``'s."""
-    save_scripted(folder)
+def scripted_llm(folder: Path, script: Script, *, hears: bool = False, **options: Any) -> LLM:
+    """An LLM with this script; ``options`` are ``LLM.load``'s. hears: it takes sound, as the 12B does."""
+    save_scripted(folder, hears=hears)
     # One thread: products this small are not worth two, and on a busy machine two wait for each other at every one.
     llm = LLM.load(folder, dtype=torch.float32, **{"threads": 1, **options})
     model = llm.model
@@ -111,13 +114,18 @@ def scripted_llm(folder: Path, script: Script, **options: Any) -> LLM:
     return llm
 
 
-def save_scripted(folder: Path) -> Path:
+def save_scripted(folder: Path, *, hears: bool = False) -> Path:
     """The tiny model's files, with Gemma 4's control tokens and template."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = fixtures.gemma4_metadata()
-    config = {**CONFIG, "vocab_size": len(vocabulary["tokenizer.ggml.tokens"])}
+    text = {**CONFIG, "vocab_size": len(vocabulary["tokenizer.ggml.tokens"])}
+    config = text
+    if hears:
+        text["model_type"] = "gemma4_unified_text"
+        config = {"model_type": "gemma4_unified", "text_config": text, "audio_config": {"audio_embed_dim": 640}}
+    read = from_hf(config)
     generator = torch.Generator().manual_seed(7)
-    shapes = decoder_shapes(from_hf(config))
+    shapes = decoder_shapes(read) | audio_shapes(read)
     weights = {f"model.{name}": torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))

@@ -365,8 +365,8 @@ def test_a_hostile_number_is_refused_by_name_or_in_range(name: str, value: objec
         (body(messages=[{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text", "missing"),
         (
             body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]),
-            "messages[0].content[0]",
-            "images are not supported by this server yet",
+            "messages[0].content[0].image_url.url",
+            "must be a data url",
         ),
         (body(messages=[{"role": "tool", "content": "x"}]), "messages[0].tool_call_id", "missing"),
         (

@@ -66,7 +66,7 @@ def test_a_layout_by_name_tells_what_the_model_card_tells() -> None:
     assert info.layout.pattern == "SSSSF SSSSF SSSSF ssssf ssssf ssssf ssssf"
     assert [(kind.count, kind.reads) for kind in info.layout.kinds] == [(12, ()), (3, ()), (16, (13,)), (4, (14,))]
     assert not any(works(info).values())
-    assert "169 M parameters in this layout, not run" in why(info, "images")
+    assert "169 M parameters in this layout, no weights here" in why(info, "images")
 
 
 def test_experts_count_where_they_are_read() -> None:
@@ -132,9 +132,9 @@ def test_a_folder_is_described_by_its_tensors(vision: Path) -> None:
     assert info.weights.types == {"F32": (sum(1 for _ in _names(vision)), info.weights.stored)}
     assert info.files.size == (vision / "model.safetensors").stat().st_size
     assert works(info) == {
-        "text": True, "chat": True, "thinking": True, "tools": False, "images": False, "audio": False,
+        "text": True, "chat": True, "thinking": True, "tools": False, "images": True, "audio": False,
     }  # fmt: skip
-    assert "not run by this version" in why(info, "images")
+    assert re.fullmatch(r"vision tower of [\d.]+ M parameters in this file", why(info, "images"))
     assert "no audio tower" in why(info, "audio")
 
 

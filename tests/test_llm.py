@@ -271,7 +271,7 @@ def test_a_vocabulary_far_too_small_is_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(resolve(tmp_path / "base.gguf"))
     object.__setattr__(checkpoint.config, "vocab_size", 100_000)
     good = LLM.load(tmp_path / "base.gguf")
-    with pytest.raises(WeightsError, match="100000 embeddings for a vocabulary of 571"):
+    with pytest.raises(WeightsError, match="100000 embeddings for a vocabulary of 573"):
         LLM(good.model, good.tokenizer, checkpoint)
 
 

@@ -280,7 +280,8 @@ def test_formats() -> None:
 def test_tokens_are_counted_without_a_limit() -> None:
     asked = {"model": "m", "messages": [USER], "system": "s", "tools": TOOLS}
     assert len(messages.read(asked, counting=True).job.shape.tools) == 2
-    assert messages.count(7) == {"input_tokens": 7}
+    assert messages.count(7, {"image": 0}) == {"input_tokens": 7}
+    assert messages.count(7, {"image": 5})["input_tokens_details"] == {"image_tokens": 5}
 
 
 @pytest.mark.parametrize(
@@ -297,8 +298,8 @@ def test_tokens_are_counted_without_a_limit() -> None:
         (body(messages=[{"role": "user", "content": 5}]), "messages[0].content", "list"),
         (
             body(messages=[{"role": "user", "content": [{"type": "image", "source": {}}]}]),
-            "messages[0].content[0]",
-            "images are not supported",
+            "messages[0].content[0].source.type",
+            "is missing",
         ),
         (
             body(messages=[{"role": "assistant", "content": [{"type": "tool_result"}]}, USER]),

@@ -40,6 +40,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "canary"}]},
     "/v1/completions": {"prompt": "a canary"},
     "/v1/embeddings": {"input": "a"},
+    "/v1/audio/transcriptions": {"file": "a"},
+    "/v1/audio/translations": {"file": "a"},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [5]},
 }
@@ -177,6 +179,13 @@ def test_what_the_readers_take_fits_the_document() -> None:
                 {"role": "system", "content": [{"type": "text", "text": "Be short."}]},
                 {"role": "assistant", "tool_calls": [call]},
                 {"role": "tool", "tool_call_id": "c", "content": "1"},
+                {"role": "user", "content": [
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+                    {"type": "image_url", "image_url": "https://example.org/a.png"},
+                    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+                    {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
+                    {"type": "file", "file": {"file_data": "data:image/png;base64,AAAA", "filename": "a"}},
+                ]},
             ],
             "tools": [{"type": "function", "function": tool}],
             "tool_choice": {"type": "function", "function": {"name": "f"}},
@@ -184,7 +193,8 @@ def test_what_the_readers_take_fits_the_document() -> None:
         }),
         ("/v1/responses", {
             "input": [
-                {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                {"role": "user", "content": [{"type": "input_text", "text": "a"},
+                                             {"type": "input_image", "image_url": "data:;base64,", "detail": "auto"}]},
                 {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
                 {"type": "function_call_output", "call_id": "c", "output": "1"},
             ],
@@ -195,6 +205,10 @@ def test_what_the_readers_take_fits_the_document() -> None:
                 {"role": "user", "content": "a"},
                 {"role": "assistant", "content": [thought, use]},
                 {"role": "user", "content": [result]},
+                {"role": "user", "content": [
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+                    {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}},
+                ]},
             ],
             "max_tokens": 9, "tools": [{"name": "f", "input_schema": {"type": "object"}}],
             "tool_choice": {"type": "any"},

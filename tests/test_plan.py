@@ -40,6 +40,7 @@ from pocketgem.model import build_packed as build_packed_module
 from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed
 from pocketgem.model.cache import Cache, Step
+from pocketgem.model.towers import Towers
 from pocketgem.sizes import parse_size
 from tests.cli_models import VOCAB, save_model, vocabulary
 from tests.twins import BLOCKS, LAYOUTS, make_twin
@@ -276,6 +277,36 @@ def test_memory_for_experts_needs_experts() -> None:
             planned("gemma-4-26B-A4B", Wish(expert_bytes=1))
     with pytest.raises(PromptError, match="no per-layer embeddings"):
         planned("gemma-4-31B", Wish(ple=Place.RAM))
+
+
+# ---- towers ----------------------------------------------------------------------------------------------------------
+
+
+def test_towers_are_named_and_count_where_they_will_be_used() -> None:
+    """E4B's are 169 M and 307 M parameters, released as bfloat16."""
+    without, seeing = (planned("gemma-4-E4B", Wish(context=4096), media=media) for media in (set(), {"vision"}))
+    idle, used = (next(x for x in made.lines if x.name == "vision tower") for made in (without, seeing))
+    assert (idle.size, idle.place) == (0, "disk")
+    assert "at the first image" in idle.why
+    assert used.stored == pytest.approx(2 * 169.3e6, rel=0.01)
+    assert used.size == pytest.approx(used.stored, rel=0.01)
+    work = sizes(seeing)["one image"]
+    assert 50 * MIB < work < 200 * MIB
+    assert seeing.peak == without.peak + used.size + work
+    assert sizes(seeing)["audio tower"] == 0
+    both = planned("gemma-4-E4B", Wish(context=4096), media={"vision", "audio"})
+    assert sizes(both)["audio tower"] == pytest.approx(2 * 308e6, rel=0.02)
+    assert "vision tower" not in sizes(planned("gemma-3n-E2B", Wish(context=4096)))
+
+
+def test_a_files_tower_is_planned_to_the_byte(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(resolve(save_model(tmp_path / "eyes", vision=True)))
+    made = plan_for(holdings_of(checkpoint, "eyes"), Wish(), Options(media=frozenset({"vision"})), BASE)
+    towers = Towers.of(checkpoint)
+    side = torch.arange(4)
+    places = torch.cartesian_prod(side[:2], side[:2]).flip(1)
+    assert towers.see(torch.zeros(4, 768), places).shape == (4, 48)
+    assert sizes(made)["vision tower"] == towers.nbytes
 
 
 # ---- LLM.load --------------------------------------------------------------------------------------------------------

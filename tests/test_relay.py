@@ -210,6 +210,15 @@ def test_what_is_wrong_is_told_as_by_one_server(front: Front) -> None:
     assert (other["type"], other["error"]["type"]) == ("error", "invalid_request_error")
 
 
+def test_a_form_arrives_whole(front: Front) -> None:
+    """The replica reads it: it finds a field that is wrong, and the model without ears when none is."""
+    for extra, told in ({"temperature": "x"}, "temperature: must be"), ({}, "no audio tower"):
+        answer = front.http.post("/v1/audio/transcriptions", files={"file": ("a.wav", b"RIFF")}, data=extra)
+        assert answer.status_code == 400
+        assert told in answer.json()["error"]["message"]
+    assert front.here.seen[-1].content_type.startswith("multipart/form-data; boundary=")
+
+
 def test_a_lost_replica_costs_nothing_before_it_has_answered(front: Front) -> None:
     front.here.failing = 2
     assert words(front.post("/v1/chat/completions", HELLO))
@@ -292,7 +301,7 @@ def test_a_fault_in_a_replica_is_logged_by_its_place(front: Front, monkeypatch: 
     def break_down(*arguments: object, **more: object) -> None:
         raise ValueError("hello there")
 
-    monkeypatch.setattr("pocketgem.serve.chats.request_of", break_down)
+    monkeypatch.setattr("pocketgem.serve.prepared.ready_of", break_down)
     answer = front.post("/v1/chat/completions", HELLO)
     assert answer.status_code == 500
     (fault,) = [line for line in front.running.lines if line.get("error") == "ValueError"]

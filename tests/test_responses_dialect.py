@@ -391,10 +391,10 @@ def test_formats_and_choices() -> None:
         (body(input=[{"role": "tool", "content": "x"}]), "input[0].role", "one of"),
         (
             body(
-                input=[{"role": "user", "content": [{"type": "input_image", "image_url": "http://169.254.169.254/"}]}]
+                input=[{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://169.254.169.254/"}]}]
             ),
-            "input[0].content[0]",
-            "images are not supported",
+            "input[0].content[0].image_url",
+            "must be a data url",
         ),
         (body(input=[{"type": "function_call", "name": "f"}]), "input[0].call_id", "missing"),
         (body(input=[{"type": "function_call_output", "call_id": "c"}]), "input[0].output", "missing"),

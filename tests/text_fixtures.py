@@ -19,6 +19,8 @@ _WORDS += "ing ed er est ab abab ababab aa aaa aaaa -- ---- -------- 00 01 10 10
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789<>|\"'[]{}()_-=+*/.,:;!?#éüтд日本語मनेा안"
 _HTML = ("<table>", "</table>", "<h1>", "</h1>")
 _GEMMA_4_CONTROL = ("<|tool>", "<tool|>", "<|think|>", "<|turn>", "<turn|>", "<|image|>")
+_GEMMA_4_CONTROL += ("<|image>", "<image|>", "<|audio>", "<|audio|>", "<audio|>", "<|video|>")
+_GEMMA_3_IMAGE = ("<start_of_image>", "<image_soft_token>", "<end_of_image>")
 _GEMMA_4_VISIBLE = (
     "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|channel>", "<channel|>",
 )  # fmt: skip
@@ -39,7 +41,7 @@ def words() -> list[str]:
 def spm_metadata(normal: Sequence[str] | None = None) -> dict[str, Any]:
     """A GGUF vocabulary like Gemma 3's: SentencePiece scores, no merges, runs of spaces spelled with real spaces."""
     typed = [(text, CONTROL) for text in ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")]
-    typed += [(text, USER_DEFINED) for text in ("[multimodal]", "<start_of_image>", *_HTML)]
+    typed += [(text, USER_DEFINED) for text in ("[multimodal]", *_GEMMA_3_IMAGE, *_HTML)]
     typed += [(char * count, USER_DEFINED) for char in "\n\t" for count in range(1, 6)]
     typed += [(" " * count, USER_DEFINED) for count in range(2, 6)]
     typed += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]

@@ -201,12 +201,12 @@ def make_twin(name: str, folder: Path, widths: Widths = NARROW) -> Twin:
     oracle.set_attn_implementation("eager")
     with torch.no_grad():
         for key, tensor in [*oracle.named_parameters(), *oracle.named_buffers()]:
-            _randomise(key, tensor)
+            randomise(key, tensor)
     oracle.save_pretrained(folder)
     return Twin(name, oracle, folder)
 
 
-def _randomise(key: str, tensor: torch.Tensor) -> None:
+def randomise(key: str, tensor: torch.Tensor) -> None:
     """Weights that matter everywhere: no scale is left at the one or zero that would hide a missing multiplication."""
     leaf = key.split(".")[-1]
     if "norm" in key and leaf == "weight":

@@ -29,6 +29,14 @@ class Stats:
     prefill_seconds: float = 0.0  # from submission to the first token
     decode_seconds: float = 0.0  # from the first token to the last
     reuse_reason: str | None = None  # why no more of the prompt was cached, in words; None: all that could be
+    image_tokens: int = 0  # prompt tokens that are rows of images; of sounds; of frames of videos
+    audio_tokens: int = 0
+    video_tokens: int = 0
+
+    @property
+    def media(self) -> dict[str, int]:
+        """Prompt tokens by the kind of their medium."""
+        return {"image": self.image_tokens, "audio": self.audio_tokens, "video": self.video_tokens}
 
     @property
     def prefill_rate(self) -> float | None:
@@ -71,6 +79,7 @@ class Finished:
     flaw  why the answer is not whole, where its text does not show it: "unterminated_thought" (nothing but a thought
           that never ended), "degenerate_repetition" or "truncated_json"
     stopped_by  the stop string that ended it, where one did
+    notes  what a person should know of how the prompt's media were taken: an image that was made smaller, ...
     thought_tokens  how many of the ids were thought, the marks about it included
     """
 
@@ -81,13 +90,14 @@ class Finished:
     flaw: str | None = None
     stopped_by: str | None = None
     thought_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reply:
     """A whole answer: what the person reads, what the model thought before, and which tools it calls.
 
-    failed  what began as calls and cannot be read as such      flaw  as in ``Finished``
+    failed  what began as calls and cannot be read as such      flaw, notes  as in ``Finished``
     """
 
     content: str
@@ -99,6 +109,7 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
     failed: tuple[FailedCall, ...] = ()
     flaw: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def message(self) -> dict[str, object]:
@@ -142,6 +153,7 @@ def fold_events(events: Iterable[Event | Finished]) -> Reply:
         tool_calls=tuple(event for event in said if isinstance(event, ToolCall)),
         failed=tuple(event for event in said if isinstance(event, FailedCall)),
         flaw=end.flaw,
+        notes=end.notes,
     )
 
 

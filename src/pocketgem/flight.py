@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -79,7 +79,16 @@ class Run:
             prefill_seconds=max(first - self.began, 0.0),
             decode_seconds=self.last - first,
             reuse_reason=sequence.reuse_reason,
+            **{f"{kind}_tokens": count for kind, count in self._media.items()},
         )
+
+    @property
+    def _media(self) -> Counter[str]:
+        """Rows of each kind of media in the prompt."""
+        counts: Counter[str] = Counter()
+        for insert in self.sequence.request.inserts:
+            counts[insert.kind] += insert.count
+        return counts
 
 
 class FairLock:

@@ -3,6 +3,7 @@
     LLM.load(model)               a checkpoint becomes something to talk to
     .stream(prompt)  .generate    continue a text: pieces as they come, or their sum
     .stream_chat(m)  .chat        answer messages: events as they come, or their sum
+                                  messages may hold images, sounds and videos: docs/media.md
     .score(text)                  how probable the model finds a text, token by token
     .tokenize / .detokenize       text <-> ids
 
@@ -21,47 +22,39 @@ import torch
 
 from pocketgem import kernels
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, fold, fold_events
-from pocketgem.checkpoint.load import Checkpoint, open_checkpoint
+from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, tower_files
+from pocketgem.checkpoint.mmproj import with_mmproj
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
-from pocketgem.engine.loop import Engine
+from pocketgem.engine.inserts import Insert
 from pocketgem.engine.past_folder import PastFolder
-from pocketgem.engine.request import FinishReason, Request, SamplingParams, checked_context, checked_threads
-from pocketgem.engine.scheduler import Scheduler
-from pocketgem.engine.scoring import score_rows
-from pocketgem.errors import PromptError, RunError
+from pocketgem.engine.request import FinishReason, Request, SamplingParams
+from pocketgem.errors import PromptError
 from pocketgem.flight import Flights, Run
+from pocketgem.measure import embedding, score
+from pocketgem.media.decode import Decoder
+from pocketgem.media.given import Budget, checked_budget
 from pocketgem.memory.experts import ExpertUse
-from pocketgem.memory.fit import Wish
-from pocketgem.memory.options import DTYPES, STORED, Options, plan_here
-from pocketgem.memory.place import Place, checked_place
+from pocketgem.memory.place import Place
 from pocketgem.memory.plan import Plan
-from pocketgem.memory.program import give_back
-from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
-from pocketgem.parts import (
-    checked_device,
-    checked_dtype,
-    defaults_of,
-    identity_of,
-    model_of,
-    nameless_ids,
-    template_of,
-    tokenizer_of,
-)
+from pocketgem.model.towers import Towers
+from pocketgem.opening import Wishes, bytes_of, engine_of, opened, past_folder
+from pocketgem.parts import defaults_of, nameless_ids, template_of
 from pocketgem.reader import ChatReader, TextReader
-from pocketgem.sizes import parse_size
+from pocketgem.senses import Senses
+from pocketgem.senses.layout import Laid
 from pocketgem.text.chat import Chat
 from pocketgem.text.events import Event
 from pocketgem.text.grammar import Grammars
 from pocketgem.text.guides import AnswerGuide, guide_for
+from pocketgem.text.media import media_of
 from pocketgem.text.parse import opens_thought
 from pocketgem.text.shape import Format, Shape, shaped
 from pocketgem.text.tokenizer import Tokenizer
 
-TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
 CACHE_SIZE = 4 << 30  # bytes of pasts on disk
 Prompt = str | Sequence[int]
 
@@ -80,16 +73,20 @@ class LLM:
         plan: Plan | None = None,
         kept: int | None = None,
         folder: PastFolder | None = None,
+        decoder: Decoder | None = None,
+        image_budget: Budget = "auto",
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
-        kept, folder: bytes for pasts in memory, and where they lie on disk; see ``load``.
+        kept, folder: bytes for pasts in memory, and where they lie on disk; decoder, image_budget: see ``load``.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
-        self.engine = _engine(model, tokenizer, context, plan, kept, folder)
+        self.engine = engine_of(model, tokenizer, context, plan, kept, folder)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
+        towers = Towers.of(checkpoint)  # nothing of them is read until something is to be seen or heard
+        self.senses = Senses(towers, checkpoint.config, tokenizer, decoder, budget=image_budget)
         self._numbers = count()
         self._chat: Chat | None = None
         self.grammars = Grammars(tokenizer)  # empty until the first answer that must have a form
@@ -114,6 +111,10 @@ class LLM:
         kept: int | str | None = None,
         cache_dir: str | Path | None = None,
         cache_size: int | str = CACHE_SIZE,
+        mmproj: str | Path | None = None,
+        image_budget: Budget = "auto",
+        media: Collection[str] = (),
+        decoder: Decoder | None = None,
         progress: Progress | None = None,
     ) -> LLM:
         """Load a checkpoint.
@@ -143,6 +144,11 @@ class LLM:
                 past, where that takes more).
             cache_dir: a folder, of this person alone, that keeps pasts from one run to the next, in ``cache_size``
                 bytes at most. What was said can be read from it.
+            mmproj: a GGUF file with the towers of a model that is itself a GGUF file.
+            image_budget: tokens for an image whose message names none, 70, 140, 280, 560 or 1120; "auto" takes the
+                fewest that lose no detail.
+            media: which of "image", "audio" and "video" will be given: ``memory`` then has room for their towers.
+            decoder: who reads files of media; None starts one when it is needed. Several models can share one.
             progress: called with (bytes done, bytes in all) as weights arrive.
         Raises CheckpointError (missing, damaged, unsupported), PromptError (bad option), or InputError where
         POCKETGEM_KERNELS asks for kernels that cannot run here and for a budget that cannot be kept; it names the
@@ -150,35 +156,30 @@ class LLM:
         """
         kernels.choice()
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(resolve(model, offline=offline))
-        checked_context(context, checkpoint.config)  # before minutes of loading
-        place, where, dtype = checked_place(ple, checkpoint.config), checked_device(device), checked_dtype(dtype)
-        count = None if threads is None else checked_threads(threads)
-        plan = None
-        if memory is not None:
-            wish = Wish(_bytes(memory), None, context, place, expert_memory)
-            options = _options(sequences, count, dtype, where, keep_packed=keep_packed)
-            plan = plan_here(checkpoint, wish, options)
-            context, expert_memory = plan.setting.context, plan.placement.expert_bytes
-            dtype = STORED if plan.setting.form.blocks else dtype
-        tokenizer = tokenizer_of(checkpoint)
-        checkpoint = checkpoint.lean()
-        give_back()
-        built, files = model_of(
+        if mmproj is not None:
+            checkpoint = with_mmproj(checkpoint, Path(mmproj))
+        checked_budget(image_budget)
+        found = opened(
             checkpoint,
-            dtype,
-            count,
-            ple=place,
-            device=where,
-            keep_packed=keep_packed,
-            expert_memory=expert_memory,
-            progress=progress,
+            Wishes(
+                dtype, context, threads, ple, device, keep_packed, expert_memory, memory, sequences, frozenset(media)
+            ),
+            progress,
         )
-        size = None if kept is None else _bytes(kept, "kept", 0)
-        folder = None
-        if cache_dir is not None:
-            about = identity_of(checkpoint, built)
-            folder = PastFolder(Path(cache_dir), _bytes(cache_size, "cache_size"), about, built.new_cache())
-        return cls(built, tokenizer, checkpoint, context=context, files=files, plan=plan, kept=size, folder=folder)
+        size = None if kept is None else bytes_of(kept, "kept", 0)
+        folder = None if cache_dir is None else past_folder(found, Path(cache_dir), bytes_of(cache_size, "cache_size"))
+        return cls(
+            found.model,
+            found.tokenizer,
+            found.checkpoint,
+            context=found.context,
+            files=found.files,
+            plan=found.plan,
+            kept=size,
+            folder=folder,
+            decoder=decoder,
+            image_budget=image_budget,
+        )
 
     @property
     def expert_use(self) -> ExpertUse | None:
@@ -258,6 +259,25 @@ class LLM:
         """Whether the checkpoint brings a chat template."""
         return self.checkpoint.chat_template is not None
 
+    def read_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        thinking: bool = False,
+        owner: str = "",
+    ) -> Laid:
+        """Messages -> prompt ids by the checkpoint's own template, and where in it which media stand.
+
+        Media are decoded and counted, and no tower runs: ``request`` takes the result and has it seen and heard.
+        owner: whose media these are, see ``Senses.read``. Raises TemplateError, also when there is no template, and
+        MediaError.
+        """
+        if self._chat is None:
+            self._chat = Chat(template_of(self.checkpoint, self.tokenizer), self.tokenizer)
+        parts = self._chat.parts(messages, tools=tools, thinking=thinking)
+        return self.senses.lay(parts, self.senses.read(media_of(messages), owner=owner, most=self.engine.context))
+
     def chat_prompt(
         self,
         messages: Sequence[Mapping[str, object]],
@@ -265,10 +285,12 @@ class LLM:
         tools: Sequence[Mapping[str, object]] | None = None,
         thinking: bool = False,
     ) -> list[int]:
-        """Messages -> prompt ids by the checkpoint's own template. Raises TemplateError, also when it has none."""
-        if self._chat is None:
-            self._chat = Chat(template_of(self.checkpoint, self.tokenizer), self.tokenizer)
-        return self._chat.prompt(messages, tools=tools, thinking=thinking)
+        """The ids of ``read_chat``; every row of a medium is the id of its placeholder."""
+        return self.read_chat(messages, tools=tools, thinking=thinking).ids
+
+    def drop_towers(self) -> None:
+        """Give back the memory of towers and of media that were seen; they are built again when they are needed."""
+        self.senses.drop()
 
     def stream_chat(
         self,
@@ -289,7 +311,10 @@ class LLM:
         Args:
             messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": text}`` in order. Past turns'
                 thoughts are dropped by Gemma's rule, whatever the caller sends back. ``Reply.message`` is such a
-                message; a tool's result is ``{"role": "tool", "tool_call_id": "call_0", "content": text}``.
+                message; a tool's result is ``{"role": "tool", "tool_call_id": "call_0", "content": text}``. The content
+                of a user or a tool may be a list of parts: ``{"type": "text", "text": text}``, ``{"type": "image",
+                "image": medium}``, and "audio" and "video" likewise, where a medium is a file's bytes, a Path or what
+                ``media/kinds.py`` has. An image may say its ``"budget"``, a video its ``"frames"``.
             tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each; the model's calls
                 keep to them and come as ToolCall, or as FailedCall where they cannot be read.
             thinking: whether the model may think first. thinking_budget: tokens of thought before the channel is closed
@@ -298,88 +323,66 @@ class LLM:
             parallel_tool_calls: whether one answer may hold several calls.
             format: what the content must be, JsonObject(), JsonSchema(schema) or Regex(pattern); thoughts and calls
                 are free of it.
-        Stop strings are looked for in the content only. Raises TemplateError or PromptError.
+        Stop strings are looked for in the content only. Raises TemplateError, MediaError or
+        PromptError.
         """
-        ids = self.chat_prompt(messages, tools=tools, thinking=thinking)
+        laid = self.read_chat(messages, tools=tools, thinking=thinking)
         shape = shaped(tools, tool_choice, parallel=parallel_tool_calls, format=format, thinking_budget=thinking_budget)
-        request = self._request(ids, self._params(params, sampling), shape, thinking=thinking)
-        return self._events(request, shape, on_prefill)
+        request = self._request(laid, self._params(params, sampling), shape, thinking=thinking)
+        return self._events(request, shape, on_prefill, laid.notes)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
         """Answer messages and return the whole: a fold over ``stream_chat``, with the same arguments."""
         return fold_events(self.stream_chat(messages, **options))
 
-    def _events(self, request: Request, shape: Shape, on_prefill: Progress | None) -> Iterator[Event | Finished]:
+    def _events(
+        self, request: Request, shape: Shape, on_prefill: Progress | None, notes: tuple[str, ...]
+    ) -> Iterator[Event | Finished]:
         run = self.flights.start(request)
         reader = ChatReader(self.tokenizer, run, tools=shape.offered, json=shape.is_json)
         for output in self.flights.outputs(run, on_prefill):
             yield from reader.read(output)
             if reader.stopped:
                 self.flights.end(run)
-        yield from reader.finish()
+        for event in reader.finish():
+            yield replace(event, notes=notes) if isinstance(event, Finished) else event
 
     # ---- scoring ---------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def score(self, text: Prompt, *, chunk: int = 512) -> Score:
         """Log-probability of every token of a text but the first, given those before it.
 
         The text is read ``chunk`` tokens at a time, all rows asking for logits. Raises PromptError when it is empty or
         longer than the context.
         """
-        ids = self._ids(text)
-        self.engine.check(ids)
-        cache, found = self.model.new_cache(), []
-        for start in range(0, len(ids) - 1, chunk):
-            piece, targets = ids[start : start + chunk], ids[start + 1 : start + chunk + 1]
-            piece = piece[: len(targets)]
-            step = Step.packed([cache], [len(piece)], logits=[len(piece)])
-            with self.flights.lock:  # also the head's kernels serve one thread at a time
-                inputs = self.model.embed(torch.tensor(piece))
-                self.model.expect(ids[start + chunk : start + 2 * chunk])
-                hidden = self.model(inputs, step)
-                step.commit()
-                scored = score_rows(self.model, hidden, targets, 0)
-                found += [one.logprob for one in scored if one.logprob is not None]
-        return Score(tuple(ids), tuple(found))
+        return score(self.engine, self.flights.lock, self._ids(text), chunk)
 
-    @torch.inference_mode()
     def embed(self, text: Prompt, *, chunk: int = 512, proceed: Callable[[], bool] = lambda: True) -> list[float]:
         """The mean of the last hidden states after the final norm, made of length 1: ``[hidden_size]`` numbers.
 
         proceed: asked before each ``chunk`` tokens; RunError when it says no. Raises PromptError as ``score`` does.
         """
-        ids = self._ids(text)
-        self.engine.check(ids)
-        cache, total = self.model.new_cache(), torch.zeros(self.model.config.hidden_size)
-        for start in range(0, len(ids), chunk):
-            if not proceed():
-                raise RunError("the embedding was given up")
-            piece = ids[start : start + chunk]
-            step = Step.packed([cache], [len(piece)], logits=[len(piece)])
-            with self.flights.lock:
-                hidden = self.model(self.model.embed(torch.tensor(piece)), step)
-                step.commit()
-            total += hidden.float().sum(0).cpu()
-        direction: list[float] = (total / total.norm().clamp_min(1e-12)).tolist()
-        return direction
+        return embedding(self.engine, self.flights.lock, self._ids(text), chunk, proceed)
 
     # ---- requests in flight ----------------------------------------------------------------------------------------
 
     def request(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Laid,
         shape: Shape | None = None,
         *,
         thinking: bool | None = None,
+        proceed: Callable[[], bool] = lambda: True,
         params: SamplingParams | None = None,
         **sampling: Any,
     ) -> Request:
         """A request for whoever drives the engine itself, as ``stream`` and, with ``shape``, ``stream_chat`` make it.
 
-        thinking: for an answer to messages, whether it may think; None for a text.
+        thinking: for an answer to messages, whether it may think; None for a text. proceed: asked before each medium is
+        seen or heard; RunError when it says no.
         """
-        return self._request(prompt, self._params(params, sampling), shape or Shape(), thinking=thinking)
+        made = self._params(params, sampling)
+        return self._request(prompt, made, shape or Shape(), thinking=thinking, proceed=proceed)
 
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if params is not None and sampling:
@@ -397,7 +400,13 @@ class LLM:
         return guide_for(self.grammars, shape, thought_open=is_open, thinking=thinking, stop_ids=stop_ids)
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams, shape: Shape, *, thinking: bool | None = None
+        self,
+        prompt: Prompt | Laid,
+        params: SamplingParams,
+        shape: Shape,
+        *,
+        thinking: bool | None = None,
+        proceed: Callable[[], bool] = lambda: True,
     ) -> Request:
         """A request that can be answered. ``thinking`` is None for a text: without a format it is free.
 
@@ -405,11 +414,18 @@ class LLM:
         """
         if isinstance(prompt, str) and not prompt:
             raise PromptError("the prompt is empty; give some text to continue")
-        ids, guide = tuple(self._ids(prompt)), None
+        ids = tuple(prompt.ids if isinstance(prompt, Laid) else self._ids(prompt))
+        guide: AnswerGuide | None = None
+        inserts: tuple[Insert, ...] = ()
         if thinking is not None or shape.format is not None:
             params = params if params.stop_ids else replace(params, stop_ids=self.tokenizer.end_ids)
             guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)
-        return self.checked(Request(f"request-{next(self._numbers)}", ids, params, guide))
+        if isinstance(prompt, Laid) and prompt.rows:
+            self.engine.check(ids)  # before a tower works for a prompt that is too long
+            for file in tower_files(self.checkpoint):
+                file.check_unchanged()
+            inserts = self.senses.encode(prompt, proceed)
+        return self.checked(Request(f"request-{next(self._numbers)}", ids, params, guide, inserts=inserts))
 
     def checked(self, request: Request) -> Request:
         """The request as the engine takes it: ids without a token are never chosen. Any thread may ask.
@@ -423,40 +439,3 @@ class LLM:
         if self._nameless <= params.suppress_ids:
             return request
         return replace(request, params=replace(params, suppress_ids=params.suppress_ids | self._nameless))
-
-
-def _engine(
-    model: Gemma,
-    tokenizer: Tokenizer,
-    context: int | None,
-    plan: Plan | None,
-    kept: int | None,
-    folder: PastFolder | None,
-) -> Engine:
-    found = {tokenizer.token_id(name) for name in TURNS}
-    turn_ids = frozenset(id for id in found if id in tokenizer.special_ids and id is not None)
-    if plan is None:
-        return Engine(model, context=context, kept=kept, turn_ids=turn_ids, folder=folder)
-    scheduler, kept = Scheduler(max_running=plan.setting.sequences), plan.kept_bytes if kept is None else kept
-    return Engine(model, scheduler, context=context, kept=kept, turn_ids=turn_ids, folder=folder)
-
-
-def _bytes(wish: int | str, name: str = "memory", least: int = 1) -> int:
-    size = parse_size(wish) if isinstance(wish, str) else wish
-    if type(size) is not int or size < least:
-        raise PromptError(f"{name} is {str(wish)[:40]!r}, expected bytes or a text such as 2GiB")
-    return size
-
-
-def _options(
-    sequences: int, threads: int | None, dtype: torch.dtype | str | None, device: torch.device, *, keep_packed: bool
-) -> Options:
-    if type(sequences) is not int or sequences < 1:
-        raise PromptError(f"sequences is {str(sequences)[:40]!r}, expected at least 1")
-    name = None if dtype is None else str(dtype).removeprefix("torch.")
-    if name is not None and name not in (*DTYPES, STORED):
-        raise PromptError(
-            f"dtype is {dtype}, and with a memory budget it can be {', '.join((*DTYPES, STORED))} or None"
-        )
-    on_card = device.type != "cpu"
-    return Options(sequences=sequences, threads=threads, device=on_card, dtype=name, keep_packed=keep_packed)

@@ -29,6 +29,7 @@ TOWERS = (
     "vision_embedder.",
     "multi_modal_projector.",
 )
+_OF_AUDIO = ("audio_tower.", "embed_audio.")
 _GGUF_SAMPLING = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -103,6 +104,21 @@ class Checkpoint:
         kept = {*matrices} - {names.TABLE} | ({names.TABLE} if table else set())
         read = (part.source for name, part in parts if name in kept)
         return tuple({source.path: source for source in read}.values())
+
+
+def towers_in(checkpoint: Checkpoint) -> frozenset[str]:
+    """``vision`` and ``audio``: those with tensors here, and a config that says their shapes."""
+    config = {"vision": checkpoint.config.vision, "audio": checkpoint.config.audio}
+    names = [name.removeprefix("model.") for name in checkpoint.others]
+    heard = [name for name in names if name.startswith(_OF_AUDIO)]
+    seen = [name for name in names if name.startswith(TOWERS) and not name.startswith(_OF_AUDIO)]
+    return frozenset(kind for kind, found in (("vision", seen), ("audio", heard)) if found and config[kind] is not None)
+
+
+def tower_files(checkpoint: Checkpoint) -> tuple[MappedFile, ...]:
+    """The files that towers read when they are built, and go on reading."""
+    towers = (part for name, part in checkpoint.others.items() if name.removeprefix("model.").startswith(TOWERS))
+    return tuple({part.source.path: part.source for part in towers}.values())
 
 
 def _is_small(value: object) -> bool:

@@ -14,6 +14,8 @@ from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
 from pocketgem.cli.export import export_model, verify_files
 from pocketgem.cli.info import show_info
+from pocketgem.cli.listen import transcribe_file, translate_file
+from pocketgem.cli.look import caption_file, detect_in, point_in
 from pocketgem.cli.plan import plan_model
 from pocketgem.cli.quantize import quantize_file
 from pocketgem.cli.run import run_model
@@ -29,6 +31,11 @@ app = typer.Typer(
     context_settings=HELP,
 )
 app.command("run", context_settings=HELP)(run_model)
+app.command("detect", context_settings=HELP)(detect_in)
+app.command("point", context_settings=HELP)(point_in)
+app.command("caption", context_settings=HELP)(caption_file)
+app.command("transcribe", context_settings=HELP)(transcribe_file)
+app.command("translate", context_settings=HELP)(translate_file)
 app.command("serve", context_settings=HELP)(serve_models)
 app.command("info", context_settings=HELP)(show_info)
 app.command("plan", context_settings=HELP)(plan_model)
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         command = typer.main.get_command(app)
-        with command.make_context("pocketgem", list(arguments)) as context:
+        with command.make_context("pocketgem", list(arguments), obj=list(arguments)) as context:
             command.invoke(context)
         sys.stdout.flush()
         return 0

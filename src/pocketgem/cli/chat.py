@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketgem.cli.common import explained, harmless
 from pocketgem.cli.lines import read_message
+from pocketgem.cli.media import KINDS, Part, part_of
 from pocketgem.cli.screen import Screen
 from pocketgem.cli.speech import Manner, Speech, check_thinking, closing_line, patient_ctrl_c, speak
 from pocketgem.cli.transcript import load_messages, save_messages
@@ -17,6 +19,7 @@ from pocketgem.errors import PocketgemError, PromptError
 if TYPE_CHECKING:
     from pocketgem.answers import Stats
     from pocketgem.llm import LLM
+    from pocketgem.text.media import Kind
 
 SETTABLE = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
@@ -24,6 +27,7 @@ SETTABLE = (
 )  # fmt: skip
 COMMANDS = {
     "help": "this list",
+    "image FILE": "a picture for the next message; /audio FILE and /video FILE likewise",
     "system TEXT": "the system turn from now on; without TEXT none",
     "think on|off": "whether the model may think before it answers",
     "set OPTION VALUE": f"a sampling option (VALUE may be 'default'): {', '.join(SETTABLE)}",
@@ -43,14 +47,23 @@ Failure = (PocketgemError, OSError, RuntimeError, MemoryError)
 class Conversation:
     """One conversation with one model. ``read`` takes a prompt and returns a line, as ``input`` does."""
 
-    def __init__(self, llm: LLM, manner: Manner, read: Callable[[str], str], screen: Screen) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        manner: Manner,
+        read: Callable[[str], str],
+        screen: Screen,
+        media: Sequence[Part] = (),
+    ) -> None:
         self.llm, self.manner, self.read, self.screen = llm, manner, read, screen
-        self.messages: list[dict[str, str]] = []  # turns of user and assistant in turn, without the system turn
+        self.media = [*media]  # for the next message
+        self.messages: list[dict[str, Any]] = []  # turns of user and assistant in turn, without the system turn
         self.last: tuple[Stats, str | None] | None = None
         self.commands: dict[str, Callable[[str], bool | None]] = {
             "help": self._help, "system": self._system, "think": self._think, "set": self._set, "retry": self._retry,
             "undo": self._undo, "history": self._history, "save": self._save, "load": self._load, "stats": self._stats,
             "clear": self._clear, "quit": lambda rest: True, "exit": lambda rest: True,
+            **{kind: partial(self._attach, kind) for kind in KINDS},
         }  # fmt: skip
 
     def hold(self, model: str) -> None:
@@ -79,7 +92,9 @@ class Conversation:
                 return bool(self._command(line))
             text = line[1:] if line.startswith("//") else line
             if text.strip():
-                self._answer(text)
+                content = [*self.media, {"type": "text", "text": text}] if self.media else text
+                self._answer(content)
+                self.media = []
         except BrokenPipeError:
             raise
         except Failure as error:
@@ -92,9 +107,9 @@ class Conversation:
             raise PromptError(f"no command /{name}; /help lists them")
         return self.commands[name](rest.strip())
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, content: str | list[Part]) -> None:
         """Answer a message and remember both, also when the answer was cut short; not when there was none."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = [*self.messages, {"role": "user", "content": content}]
         speech = Speech()
         try:
             with patient_ctrl_c() as ctrl_c:
@@ -113,6 +128,13 @@ class Conversation:
     def _help(self, rest: str) -> None:
         self.screen.rows({f"/{usage}": meaning for usage, meaning in COMMANDS.items()})
         self.screen.say(HINTS)
+
+    def _attach(self, kind: Kind, rest: str) -> None:
+        self._needs_template(f"/{kind}")
+        self.llm.senses.check(kind)
+        self.media.append(part_of(kind, _path(rest)))
+        count = len(self.media)
+        self.screen.say(f"{count} file{'' if count == 1 else 's'} for the next message")
 
     def _system(self, rest: str) -> None:
         self._needs_template("/system")
@@ -165,16 +187,18 @@ class Conversation:
     def _history(self, rest: str) -> None:
         for message in self._all():
             self.screen.say(f"{message['role']}:")
-            self.screen.content(harmless(message["content"]))
+            self.screen.content(harmless(_shown(message["content"])))
             self.screen.end()
 
-    def _all(self) -> list[dict[str, str]]:
+    def _all(self) -> list[dict[str, Any]]:
         """The messages, with the system turn."""
         system = self.manner.system
         return self.messages if system is None else [{"role": "system", "content": system}, *self.messages]
 
     def _save(self, rest: str) -> None:
         path = _path(rest)
+        if any(not isinstance(message["content"], str) for message in self.messages):
+            raise PromptError("a conversation with images, sounds or videos cannot be saved: the file holds text only")
         save_messages(path, self._all())
         self.screen.say(f"saved {len(self._all())} messages to {path}")
 
@@ -199,7 +223,7 @@ class Conversation:
         self.screen.say(f"{used} of {self.llm.engine.context} tokens of context, {stats.reused_tokens} of them reused")
 
     def _clear(self, rest: str) -> None:
-        self.messages = []
+        self.messages, self.media = [], []
         self.screen.say("all forgotten")
 
 
@@ -223,6 +247,13 @@ def _value(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _shown(content: str | list[Part]) -> str:
+    """A message's content in text; of a medium, that it is there."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] if part["type"] == "text" else f"({part['type']})" for part in content)
 
 
 def _path(text: str) -> Path:

@@ -55,6 +55,8 @@ DeviceMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="The card
 Device = Annotated[DeviceChoice, typer.Option("--device", help="Where the layers would run.")]
 Sequences = Annotated[int, typer.Option(min=1, max=MOST_SEQUENCES, help="Conversations side by side, each as long.")]
 Format = Annotated[str | None, typer.Option(metavar="TYPE", help="As if the weights were stored so: q4_0, q8_0, bf16.")]
+Images = Annotated[bool, typer.Option("--images", help="Images will be shown: count what sees them.")]
+Audio = Annotated[bool, typer.Option("--audio", help="Sound will be played: count what hears it.")]
 Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the bars into an SVG file.")]
 
 
@@ -71,6 +73,8 @@ def plan_model(
     threads: o.Threads = None,
     dtype: o.DtypeChoice = o.Dtype.AUTO,
     keep_packed: o.KeepPacked = True,
+    images: Images = False,
+    audio: Audio = False,
     offline: o.Offline = False,
     svg: Svg = None,
     as_json: o.Json = False,
@@ -99,6 +103,7 @@ def plan_model(
         device=device is DeviceChoice.CUDA,
         dtype=None if dtype is o.Dtype.AUTO else dtype.value,
         keep_packed=keep_packed,
+        media=frozenset(kind for kind, wanted in (("vision", images), ("audio", audio)) if wanted),
     )
     made = plan_for(held, wish, options, base_of_a_new_process())
     if svg is not None:

@@ -9,6 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+import pocketgem.cli.media as m
 import pocketgem.cli.options as o
 from pocketgem.cli.chat import Conversation
 from pocketgem.cli.common import refuse
@@ -32,8 +35,14 @@ MAX_PROMPT = 16 << 20  # bytes from stdin; the family's longest context holds ab
 
 
 def run_model(
+    command: typer.Context,
     model: o.Model,
     prompt: o.Prompt = None,
+    image: m.Images = None,
+    audio: m.Audios = None,
+    video: m.Videos = None,
+    mmproj: m.Mmproj = None,
+    image_budget: m.ImageBudget = "auto",
     system: o.System = None,
     think: o.Think = False,
     thinking_budget: o.ThinkingBudget = None,
@@ -66,7 +75,8 @@ def run_model(
     """Answer a prompt, continue a text, or hold a conversation.
 
     A model with a chat template answers PROMPT as one turn of a conversation; a base model continues it as plain
-    text. One line break at the end of stdin is dropped. Sampling options not given are the checkpoint's own.
+    text. One line break at the end of stdin is dropped. Sampling options not given are the checkpoint's own. Images,
+    sounds and videos stand before the prompt, in the order they are given; in a conversation, before its first message.
     """
     if logprobs is not None and not as_json:
         refuse("--logprobs needs --json.")
@@ -87,15 +97,21 @@ def run_model(
     )
     formed = form(json_schema, regex, thinking_budget)
     budget, limit = o.size(expert_memory), o.size(memory)
+    shown, media = m.budget(image_budget), m.parts_of(command.obj, image, audio, video)
+    if raw and media:
+        refuse("--raw continues plain text, where images, sounds and videos have no place.")
     text = read_prompt(prompt)
     if text is None and (as_json or not sys.stdout.isatty()):
         refuse("Give a PROMPT: a conversation needs a terminal on both sides, and no --json.")
     screen = Screen(quiet=quiet, silent=as_json)
     with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
-        checkpoint = _opened(model, offline=offline, context=context, ple=ple)
+        checkpoint = m.with_towers(_opened(model, offline=offline, context=context, ple=ple), mmproj)
+        m.check_towers(checkpoint, media)
         plain = raw or checkpoint.chat_template is None
         manner = Manner(raw=plain, system=system, thinking=think, sampling=sampling, form=formed)
         _check_manner(checkpoint, manner)
+        if plain and media:
+            raise PromptError("no chat template (a base model?), so there is no place for images, sounds and videos")
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
 
         llm = LLM.load(
@@ -108,13 +124,16 @@ def run_model(
             keep_packed=keep_packed,
             expert_memory=budget,
             memory=limit,
+            image_budget=shown,
+            media={part["type"] for part in media},
             progress=bar,
         )
     if text is None:
         with Lines() as lines:
-            Conversation(llm, manner, lines.read, screen).hold(_short(model))
+            Conversation(llm, manner, lines.read, screen, media).hold(_short(model))
     else:
-        _answer(llm, manner, text, screen, as_json=as_json)
+        content = [*media, {"type": "text", "text": text}] if media else text
+        _answer(llm, manner, content, screen, as_json=as_json)
     if (passed := passed_plan(llm.plan)) is not None:
         screen.note(passed)
 
@@ -173,10 +192,10 @@ def _check_manner(checkpoint: Checkpoint, manner: Manner) -> None:
         check_thinking(checkpoint)
 
 
-def _answer(llm: LLM, manner: Manner, text: str, screen: Screen, *, as_json: bool) -> None:
+def _answer(llm: LLM, manner: Manner, content: str | list[m.Part], screen: Screen, *, as_json: bool) -> None:
     speech = Speech()
     try:
-        speak(llm, manner, [{"role": "user", "content": text}], speech, screen)
+        speak(llm, manner, [{"role": "user", "content": content}], speech, screen)
     finally:
         screen.end()
     if as_json:
@@ -197,6 +216,8 @@ def _as_data(llm: LLM, manner: Manner, speech: Speech) -> dict[str, object]:
     if manner.sampling.get("logprobs") is not None:
         said["logprobs"] = [_logprob(llm, one) for one in speech.logprobs]
     said["finish"] = speech.finish
+    if speech.notes:
+        said["notes"] = list(speech.notes)
     if stats is not None:
         rates = {"prefill_tokens_per_second": stats.prefill_rate, "decode_tokens_per_second": stats.decode_rate}
         said["stats"] = {**asdict(stats), **rates}

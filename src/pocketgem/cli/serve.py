@@ -12,6 +12,8 @@ import typer
 
 import pocketgem.cli.options as o
 from pocketgem.cli.common import refuse
+from pocketgem.cli.media import ImageBudget
+from pocketgem.cli.media import budget as budget_of
 from pocketgem.cli.screen import Screen
 from pocketgem.cli.serve_ray import run_replicas, scale_of
 from pocketgem.memory.place import Place
@@ -79,6 +81,13 @@ RayAddress = Annotated[
     str | None,
     typer.Option("--ray-address", metavar="ADDRESS", help="A Ray cluster that is there: HOST:PORT, or auto."),
 ]
+Mmproj = Annotated[
+    list[str] | None,
+    typer.Option("--mmproj", metavar="[NAME=]FILE", help="A GGUF file with a GGUF model's towers."),
+]
+Remote = Annotated[
+    bool, typer.Option("--allow-remote-media", help="Fetch images and the like from public http addresses on request.")
+]
 AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="A line of JSON for each request.")]
 
 
@@ -103,10 +112,13 @@ def serve_models(
     kept: Kept = None,
     cache_dir: CacheDir = None,
     cache_size: CacheSize = "4GiB",
+    mmproj: Mmproj = None,
+    image_budget: ImageBudget = "auto",
+    allow_remote_media: Remote = False,
     think: o.Think = False,
     unload_after: IdleMinutes = None,
     lazy: Lazy = False,
-    max_body: MaxBody = "8MiB",
+    max_body: MaxBody = "32MiB",
     max_requests: MaxRequests = 128,
     requests_per_minute: PerMinute = None,
     drain_seconds: DrainSeconds = 30.0,
@@ -133,6 +145,7 @@ def serve_models(
         max_requests=max_requests,
         requests_per_minute=requests_per_minute,
         drain_seconds=drain_seconds,
+        allow_remote_media=allow_remote_media,
         thinking=think,
     )
     settings.check(open_to_all=open_to_network)
@@ -152,10 +165,11 @@ def serve_models(
         "dtype": None if dtype is o.Dtype.AUTO else dtype.value, "context": context, "threads": threads, "ple": ple,
         "device": device, "keep_packed": keep_packed, "expert_memory": budget, "memory": limit,
         "sequences": sequences, "kept": pasts, "cache_size": room, "offline": offline,
+        "image_budget": budget_of(image_budget),
     }  # fmt: skip
-    load = Loader(options, cache_dir)
+    load = Loader(options, mmprojs_of(mmproj or [], names), cache_dir)
     with sock:
-        weights = {name: load.weight(model) for name, model in names.items()}
+        weights = {name: load.weight(name, model) for name, model in names.items()}
         first = next(iter(names))
         idle = None if unload_after is None else unload_after * 60
         if scale is not None:
@@ -225,6 +239,19 @@ def short_name(model: str) -> str:
     if not path.exists():
         return model
     return path.resolve().name.removesuffix(".gguf")
+
+
+def mmprojs_of(texts: list[str], names: dict[str, str]) -> dict[str, Path]:
+    """Files of towers by the names of their models. Raises UsageError for a name that is not served."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not file or Path(text).exists():
+            name, file = next(iter(names)), text
+        if name not in names or name in found:
+            refuse(f"--mmproj {text[:80]!r}: give one FILE, or NAME=FILE for each served model ({', '.join(names)}).")
+        found[name] = Path(file)
+    return found
 
 
 def aliases_of(texts: list[str], names: dict[str, str]) -> dict[str, str]:

@@ -50,6 +50,7 @@ class Speech:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
     stats: Stats | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_thinking(checkpoint: Checkpoint) -> None:
@@ -117,6 +118,10 @@ def _take(item: Any, speech: Speech, screen: Screen) -> None:
         speech.finish, speech.stats = str(item.finish), item.stats
     if isinstance(item, Finished) and item.flaw:
         screen.note(FLAWS.get(item.flaw, item.flaw))
+    if isinstance(item, Finished):
+        speech.notes = item.notes
+        for note in item.notes:
+            screen.note(f"note: {note}")
 
 
 def _take_call(call: ToolCall | FailedCall, screen: Screen) -> None:
@@ -173,4 +178,6 @@ def closing_line(stats: Stats, finish: str | None) -> str:
     if stats.prefill_rate is not None:
         parts.append(f"{stats.prefill_rate:.1f} tokens/s prefill")
     parts.append(f"first token after {stats.prefill_seconds:.2f} s")
+    media = {"images": stats.image_tokens, "sound": stats.audio_tokens, "video": stats.video_tokens}
+    parts += [f"{count} tokens of {kind}" for kind, count in media.items() if count]
     return ", ".join(parts) + ("; stopped at the token limit" if finish == "length" else "")

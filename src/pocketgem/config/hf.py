@@ -63,10 +63,20 @@ def from_hf(config: Mapping[str, object], where: str = "config.json") -> ModelCo
         bos_id=text.int("bos_token_id", 2, low=0),
         pad_id=text.int("pad_token_id", 0, low=0),
         eos_ids=_eos_ids(top, text),
-        vision=top.section("vision_config").data if top.has("vision_config") else None,
+        vision=_vision(top, family),
         audio=top.section("audio_config").data if top.has("audio_config") else None,
         unified=unified,
     )
+
+
+def _vision(top: Fields, family: Family) -> Mapping[str, object] | None:
+    """Gemma 3 says beside the tower's config, not in it, how many rows an image becomes."""
+    if not top.has("vision_config"):
+        return None
+    section = top.section("vision_config").data
+    if family != "gemma3" or not top.has("mm_tokens_per_image"):
+        return section
+    return {**section, "mm_tokens_per_image": top.raw("mm_tokens_per_image")}
 
 
 def _default_context(family: Family, unified: bool) -> int:

@@ -113,7 +113,11 @@ def _planned(model: str, files: Files, config: ModelConfig) -> Info:
     present = frozenset(name for name, section in towers.items() if section is not None)
     weights = planned_weights(config)
     nothing = "no weights here, only shapes"
-    abilities = (Ability("text", False, nothing), Ability("chat", False, nothing), *_media(present, weights, "layout"))
+    abilities = (
+        Ability("text", False, nothing),
+        Ability("chat", False, nothing),
+        *_media(present, weights, config, "layout"),
+    )
     return Info(model, files, describe_layout(config), weights, None, None, None, abilities)
 
 
@@ -122,7 +126,8 @@ def _stored(model: str, files: Files, checkpoint: Checkpoint) -> Info:
     vocabulary, fault = try_vocabulary(checkpoint)
     template = describe_template(checkpoint.chat_template)
     text = _text(weights, fault)
-    abilities = (text, *_template_abilities(text, template), *_media(stored_towers(checkpoint.others), weights, "file"))
+    media = _media(stored_towers(checkpoint.others), weights, checkpoint.config, "file")
+    abilities = (text, *_template_abilities(text, template), *media)
     quality = QualityCard.from_metadata(checkpoint.metadata)
     layout = describe_layout(checkpoint.config)
     return Info(model, files, layout, weights, vocabulary, fault, template, abilities, quality)
@@ -155,11 +160,24 @@ def _template_abilities(text: Ability, template: Template | None) -> tuple[Abili
     )
 
 
-def _media(present: frozenset[str], weights: Weights, where: str) -> tuple[Ability, ...]:
+def _media(present: frozenset[str], weights: Weights, config: ModelConfig, where: str) -> tuple[Ability, ...]:
+    """What the towers' tensors make possible. ``where``: the tensors are in a ``file``, or a ``layout`` has none."""
     sizes: Mapping[str, int] = {group.name: group.parameters for group in weights.groups}
     found = []
     for name, tower in (("images", "vision"), ("audio", "audio")):
         count = f" of {sizes[tower] / 1e6:.3g} M parameters" if sizes.get(tower) else ""
-        here = f"{tower} tower{count} in this {where}, not run by this version"
-        found.append(Ability(name, False, here if tower in present else f"no {tower} tower in this {where}"))
+        here, fault = f"{tower} tower{count} in this {where}", _tower_fault(config, tower, where)
+        if tower not in present:
+            found.append(Ability(name, False, f"no {tower} tower in this {where}"))
+        else:
+            found.append(Ability(name, fault is None, here if fault is None else f"{here}, {fault}"))
     return tuple(found)
+
+
+def _tower_fault(config: ModelConfig, tower: str, where: str) -> str | None:
+    """Why a tower that is there does nothing."""
+    if config.family == "gemma3n":
+        return "not run by this version"
+    if (config.vision if tower == "vision" else config.audio) is None:
+        return "but no config that says its shapes: give the mmproj file as --mmproj"
+    return "no weights here, only shapes" if where == "layout" else None

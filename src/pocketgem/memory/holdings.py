@@ -16,6 +16,7 @@ from pocketgem.checkpoint.types import StoredType, tensor_bytes
 from pocketgem.config import ModelConfig, decoder_shapes
 from pocketgem.config.counts import group_of
 from pocketgem.memory.packed_place import WORTH_KEEPING
+from pocketgem.memory.towers import TowerBytes, towers_as, towers_of
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ class Holding:
 
 @dataclass(frozen=True)
 class Holdings:
-    """All text tensors of one model. ``others``: bytes of towers and whatever else lies in the files."""
+    """All text tensors of one model. ``others``: bytes of towers and whatever else lies in the files; ``towers``: those
+    that can run."""
 
     model: str
     config: ModelConfig
     tensors: Mapping[str, Holding]
     others: int = 0
+    towers: tuple[TowerBytes, ...] = ()
     header: int = 0  # bytes before the first tensor: names and vocabulary
     file: Path | None = None  # the first file; None for a layout without one
     listed_merges: int | None = None  # of the vocabulary, where its file lists them
@@ -116,6 +119,7 @@ def holdings_of(checkpoint: Checkpoint, model: str) -> Holdings:
         config=checkpoint.config,
         tensors=tensors,
         others=sum(tensor.nbytes for tensor in checkpoint.others.values()),
+        towers=towers_of(checkpoint.config, checkpoint.others),
         header=_header(checkpoint) if checkpoint.metadata else 0,
         file=Path(checkpoint.where),
         listed_merges=len(merges) if isinstance(merges, list) else None,
@@ -133,4 +137,5 @@ def holdings_as(config: ModelConfig, type: StoredType, model: str) -> Holdings:
     tensors = {
         name: Holding(name, shape, stored_as(names.gguf_name(name), shape, type)) for name, shape in shapes.items()
     }
-    return Holdings(model, config, tensors)
+    towers = towers_as(config)
+    return Holdings(model, config, tensors, sum(tower.stored for tower in towers), towers)

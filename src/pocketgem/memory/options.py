@@ -26,13 +26,14 @@ DTYPES = {"bfloat16": StoredType.BF16, "float16": StoredType.F16, "float32": Sto
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """As ``LLM.load`` takes them. dtype: ``bfloat16``, ``float32``, ``stored`` or None; device: whether weights lie on
-    a card."""
+    a card; media: which of ``vision`` and ``audio`` will be used."""
 
     sequences: int = 1
     threads: int | None = None
     device: bool = False
     dtype: str | None = None
     keep_packed: bool = True
+    media: frozenset[str] = frozenset()
 
 
 def plan_for(held: Holdings, wish: Wish, options: Options, base: Base) -> Plan:
@@ -46,7 +47,8 @@ def plan_for(held: Holdings, wish: Wish, options: Options, base: Base) -> Plan:
     form = form_of(held, options)
     if wish.expert_bytes is not None:
         _check_experts(held, form, wish.expert_bytes)
-    setting = Setting(USUAL_CONTEXT, form, options.sequences, options.threads or default_threads().count)
+    threads = options.threads or default_threads().count
+    setting = Setting(USUAL_CONTEXT, form, options.sequences, threads, media=options.media)
     return fitted(held, setting, wish, base)
 
 

@@ -52,6 +52,7 @@ class Setting:
     sequences: int = 1
     threads: int = 1
     chunk: int = PREFILL_CHUNK
+    media: frozenset[str] = frozenset()  # of ``vision`` and ``audio``: which towers will be used
 
     @property
     def device(self) -> bool:
@@ -124,11 +125,12 @@ def plan(held: Holdings, setting: Setting, placement: Placement, base: Base) -> 
     if placement.expert_bytes is not None:  # the others are read from the file that keeps packed weights
         setting = replace(setting, form=replace(setting.form, kept=setting.form.packed))
     text = text_bytes(held.config.vocab_size, held.listed_merges)
-    places = Places(placement.ple, setting.context * setting.sequences, placement.expert_bytes)
+    places = Places(placement.ple, setting.context * setting.sequences, placement.expert_bytes, setting.media)
     lines = (
         *weight_lines(held, setting.form, places),
         *_cache_lines(held.config, setting, placement),
         *_step_lines(held.config, setting),
+        *_media_lines(held, setting),
         *_program_lines(held, base, text, setting),
     )
     return Plan(held, setting, placement, base, lines, tuple(_phases(held, setting, lines, base, text)))
@@ -192,6 +194,13 @@ def _step_lines(config: ModelConfig, setting: Setting) -> Iterator[Line]:
         )
     logits = f"{setting.sequences} x {config.vocab_size:,} scores as float32, with the sampler's copies"
     yield Line("step", "logits", None, step.logits, place, logits)
+
+
+def _media_lines(held: Holdings, setting: Setting) -> Iterator[Line]:
+    for tower in held.towers:
+        if tower.kind in setting.media:
+            what = {"vision": "one image", "audio": "30 s of sound"}[tower.kind]
+            yield Line("step", what, None, tower.work, "ram", f"rows of the {tower.kind} tower while it works")
 
 
 def _program_lines(held: Holdings, base: Base, text: TextBytes, setting: Setting) -> Iterator[Line]:

@@ -9,6 +9,7 @@ from typing import Literal
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.memory.holdings import Holding, Holdings
 from pocketgem.memory.place import HOT_BYTES, HOT_EMBEDDINGS
+from pocketgem.sizes import gib
 
 PLAIN_MAPPED = (StoredType.F32, StoredType.BF16, StoredType.F16)  # what the kernels read as the file has it
 Where = Literal["device", "ram", "disk"]
@@ -54,16 +55,22 @@ class Form:
 
 @dataclass(frozen=True)
 class Places:
-    """The choices among places. ``expert_bytes``: memory for routed experts, None for all of them."""
+    """The choices among places. ``expert_bytes``: memory for routed experts, None for all of them. ``media``: what will
+    be shown to the model, so that its towers count."""
 
     ple: str  # device, ram or disk
     tokens: int  # of all sequences: as many rows of a table are used at the most
     expert_bytes: int | None = None
+    media: frozenset[str] = frozenset()  # of ``vision`` and ``audio``
 
 
 def weight_lines(held: Holdings, form: Form, places: Places) -> tuple[Line, ...]:
     """One line for each group of weights, and for the parts of the files that are not loaded."""
-    return tuple(line for line in (*_groups(held, form, places), *_rest(held)) if line.stored or line.size)
+    return tuple(
+        line
+        for line in (*_groups(held, form, places), *_towers(held, places), *_rest(held))
+        if line.stored or line.size
+    )
 
 
 def _groups(held: Holdings, form: Form, places: Places) -> Iterator[Line]:
@@ -136,8 +143,23 @@ def _looked_up(held: Holdings, group: str, name: str, tokens: int, hot: int) -> 
     return Line("weights", name, stored, size, "disk", "a token's row is read when it comes; the last ones are at hand")
 
 
+def _towers(held: Holdings, places: Places) -> Iterator[Line]:
+    """Each tower: in memory from its first use on, which is planned for where somebody says that it will come."""
+    for tower in held.towers:
+        name, medium = f"{tower.kind} tower", {"vision": "image", "audio": "sound"}[tower.kind]
+        size = tower.mapped + tower.private
+        if tower.kind not in places.media:
+            flag = {"vision": "--images", "audio": "--audio"}[tower.kind]
+            why = f"in RAM at the first {medium}: {gib(size)}, and {gib(tower.work)} while it works; count it by {flag}"
+            yield Line("weights", name, tower.stored, 0, "disk", why)
+            continue
+        mapped = 2 * tower.mapped > size
+        yield Line("weights", name, tower.stored, size, "ram", f"in RAM at the first {medium}, then kept", mapped)
+
+
 def _rest(held: Holdings) -> Iterator[Line]:
-    yield Line("weights", "other parts", held.others, 0, "disk", "towers and whatever else text does not need")
+    others = held.others - sum(tower.stored for tower in held.towers)
+    yield Line("weights", "other parts", others, 0, "disk", "whatever else is in the files and is not needed")
 
 
 # ---- one tensor ------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Desk:
     metrics: Metrics
     stack: AsyncExitStack
     call: Call
+    notes: tuple[str, ...] = ()  # what the client should know of its media
 
     def submit(self, request: Request) -> Run:
         """Queue a request. It ends with the stack at the latest. Raises PromptError, and BusyError for a full queue.
@@ -71,7 +72,7 @@ class Desk:
                     self.loaded.service.end(run, FinishReason.STOP)
                     break
         for last in reader.finish():
-            yield _done(last) if isinstance(last, Finished) else last
+            yield _done(last, self.notes) if isinstance(last, Finished) else last
 
     def _outputs(self, run: Run) -> aclosing[Outputs]:
         return aclosing(self.loaded.service.outputs(run))
@@ -80,7 +81,8 @@ class Desk:
         self.loaded.service.end(run, FinishReason.ABORT)
         stats, note = run.stats, self.call.note
         self.metrics.answer(self.loaded.name, stats, (run.reason or FinishReason.ABORT).value)
-        for name in ("prompt_tokens", "reused_tokens", "completion_tokens"):
+        media = tuple(f"{kind}_tokens" for kind, count in stats.media.items() if count)
+        for name in ("prompt_tokens", "reused_tokens", "completion_tokens", *media):
             note[name] = cast(int, note.get(name, 0)) + getattr(stats, name)
 
 
@@ -102,5 +104,6 @@ class Watch:
         return Reading(read, total, self.run.sequence.num_reused, left)
 
 
-def _done(end: Finished) -> Done:
-    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs, end.thought_tokens or None)
+def _done(end: Finished, notes: tuple[str, ...]) -> Done:
+    thought = end.thought_tokens or None
+    return Done(end.finish, end.stats, end.stopped_by, end.stats.reuse_reason, end.logprobs, thought, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -11,13 +12,13 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pocketgem.llm import LLM
-from pocketgem.serve import chats, completions, embeddings, health, tokens
+from pocketgem.serve import audio, chats, completions, embeddings, health, tokens
 from pocketgem.serve.call import Call
 from pocketgem.serve.guard import Guard
 from pocketgem.serve.openapi import document
 from pocketgem.serve.pages import Pages
 from pocketgem.serve.replies import json_reply
-from pocketgem.serve.wiring import Get, Handler, Post, Reader, Serving
+from pocketgem.serve.wiring import FormHandler, Get, Handler, Post, PostForm, Reader, Serving
 
 
 class App:
@@ -64,6 +65,7 @@ class App:
             yield
         finally:
             await self.serving.registry.close(0)
+            await asyncio.to_thread(self.serving.media.close)
 
 
 def verbs(route: Route) -> list[str]:
@@ -96,9 +98,14 @@ def routes(serving: Serving) -> list[Route]:
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
     }
+    forms: dict[str, FormHandler] = {
+        "/v1/audio/transcriptions": audio.transcribe,
+        "/v1/audio/translations": audio.translate,
+    }
     deletes: dict[str, Reader] = {"/v1/responses/{id}": kept.forget}
     return [
         *(Route(path, Get(serving, path, reader), methods=["GET"]) for path, reader in gets.items()),
         *(Route(path, Post(serving, path, handler), methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, PostForm(serving, path, handler), methods=["POST"]) for path, handler in forms.items()),
         *(Route(path, Get(serving, path, reader), methods=["DELETE"]) for path, reader in deletes.items()),
     ]

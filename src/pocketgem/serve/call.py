@@ -10,6 +10,7 @@ from typing import cast
 from starlette.types import Receive, Scope
 
 from pocketgem.serve.body import read_json
+from pocketgem.serve.multipart import Form, read_form
 
 
 class Unread(Exception):
@@ -18,13 +19,15 @@ class Unread(Exception):
 
 @dataclass
 class Call:
-    """caller: the key's name, or the address. note: what handlers add to the access log; never a word of a prompt."""
+    """caller: the key's name, or the address. content_type: the body's, as its sender says; only forms need it.
+    note: what handlers add to the access log; never a word of a prompt."""
 
     caller: str
     key: str | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     began: float = field(default_factory=time.monotonic)
     body: bytes = b""
+    content_type: str = "application/json"
     status: int = 0
     route: str = ""
     note: dict[str, object] = field(default_factory=dict)
@@ -38,6 +41,11 @@ class Call:
         """The body as an object. Raises Fault 400."""
         body, self.body = self.body, b""
         return await read_json(body)
+
+    async def form(self) -> Form:
+        """The body as a form. Raises Fault 400."""
+        body, self.body = self.body, b""
+        return await read_form(body, self.content_type)
 
 
 def call_of(scope: Scope) -> Call:

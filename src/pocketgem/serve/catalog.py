@@ -15,6 +15,7 @@ class Listed:
     context     tokens of prompt and answer together, None while nobody has looked
     chat        whether it has a chat template
     loaded      whether it is in memory
+    takes       text, image, audio, video: what a prompt can hold, None while nobody has looked
     """
 
     id: str
@@ -22,11 +23,18 @@ class Listed:
     context: int | None = None
     chat: bool | None = None
     loaded: bool | None = None
+    takes: tuple[str, ...] | None = None
 
 
 def entry(model: Listed) -> dict[str, object]:
-    """One model. ``context_length``, ``chat`` and ``loaded`` are extensions."""
-    extensions = {"context_length": model.context, "chat": model.chat, "loaded": model.loaded}
+    """One model. ``context_length``, ``chat``, ``loaded`` and ``input_modalities`` are extensions."""
+    takes = None if model.takes is None else list(model.takes)
+    extensions = {
+        "context_length": model.context,
+        "chat": model.chat,
+        "loaded": model.loaded,
+        "input_modalities": takes,
+    }
     return {
         "id": model.id,
         "object": "model",

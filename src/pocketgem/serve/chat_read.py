@@ -8,6 +8,7 @@ from pocketgem.serve.fields import MAX_NAME, FieldError, Fields, moved, shown
 from pocketgem.serve.history import MAX_MESSAGES, Message, call, joined, thought_of
 from pocketgem.serve.job import ChatJob
 from pocketgem.serve.options import EXTENSIONS, at_least, biases, effort, sampling, stops, thinking
+from pocketgem.serve.parts import CHAT, content
 from pocketgem.serve.tools import (
     MAX_TOOLS,
     Format,
@@ -167,6 +168,8 @@ def _message(fields: Fields) -> Message:
         return {**message, **_assistant(fields)}
     if role == "tool":
         message["tool_call_id"] = fields.text("tool_call_id", most=MAX_NAME)
+    if role in ("user", "tool"):
+        return {**message, "content": content(fields, "content", ("text",), CHAT)}
     return {**message, "content": joined(fields, "content", ("text",))}
 
 

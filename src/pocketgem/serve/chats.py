@@ -11,20 +11,19 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from pocketgem.engine.request import Request
 from pocketgem.flight import Run
-from pocketgem.llm import LLM
 from pocketgem.serve import chat, messages, responses
 from pocketgem.serve.answering import Desk
 from pocketgem.serve.call import Call, call_of
 from pocketgem.serve.dialect import Asked, Out, Stamp
 from pocketgem.serve.faults import Fault, fault_of
-from pocketgem.serve.job import ChatJob, Update
+from pocketgem.serve.job import Update
+from pocketgem.serve.prepared import counted, ready
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.sse import frame
 from pocketgem.serve.store import Conversations
@@ -57,9 +56,9 @@ class Chat:
             loaded = await stack.enter_async_context(serving.registry.use(asked.job.model or None))
             call.note["model"] = loaded.name
             asked = replace(asked, job=replace(asked.job, model=asked.job.model or loaded.name))
-            request = await asyncio.to_thread(request_of, loaded.llm, asked.job, thinking=serving.settings.thinking)
-            desk = Desk(loaded, serving.metrics, stack, call)
-            run = desk.submit(request)
+            made = await ready(serving, call, loaded.llm, asked.job)
+            desk = Desk(loaded, serving.metrics, stack, call, made.notes)
+            run = desk.submit(made.request)
             answer = Answer(self, desk, run, asked, Stamp(call.id, int(time.time()), loaded.llm.tokenizer.piece), call)
             if asked.job.stream:
                 return serving.stream(answer.frames(), stack.pop_all())
@@ -101,14 +100,6 @@ class Answer:
     def _keep(self, answer: Mapping[str, object]) -> None:
         if self.route.keep is not None:
             self.route.keep(self.call, self.asked, answer)
-
-
-def request_of(llm: LLM, job: ChatJob, *, thinking: bool) -> Request:
-    """The job as the engine takes it. Raises TemplateError for a model without a template, and PromptError."""
-    thinks = thinking if job.thinking is None else job.thinking
-    ids = llm.chat_prompt(job.messages, tools=list(job.shape.tools) or None, thinking=thinks)
-    sampling: dict[str, Any] = dict(job.sampling)
-    return llm.request(ids, job.shape, thinking=thinks, **sampling)
 
 
 class Kept:
@@ -162,8 +153,5 @@ async def count_tokens(serving: Serving, call: Call, data: dict[str, object]) ->
     job = messages.read(data, counting=True).job
     async with serving.registry.use(job.model or None) as loaded:
         call.note["model"] = loaded.name
-        thinks = serving.settings.thinking if job.thinking is None else job.thinking
-        ids = await asyncio.to_thread(
-            loaded.llm.chat_prompt, job.messages, tools=list(job.shape.tools) or None, thinking=thinks
-        )
-        return json_reply(messages.count(len(ids)))
+        laid = await counted(serving, call, loaded.llm, job)
+        return json_reply(messages.count(len(laid.ids), laid.media))

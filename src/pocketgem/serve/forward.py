@@ -1,6 +1,6 @@
 """What goes between the server in front and a replica: a request that the guard let through, and its answer in pieces.
 
-No header and no API key is sent on, only the key's name. All of it can be pickled.
+No header but the body's type and no API key is sent on, only the key's name. All of it can be pickled.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Forward:
     key: str | None
     conversation: str | None = None
     only: str | None = None
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from pocketgem.serve.faults import Fault, body_of, fault_of
 from pocketgem.serve.head import Head
 from pocketgem.serve.keys import given_keys
 from pocketgem.serve.limits import Pace, Places
+from pocketgem.serve.multipart import FORM
 from pocketgem.serve.settings import Settings
 
 OPEN_PATHS = frozenset({"/health", "/livez"})  # what answers without a key: that the server lives, and no more
+FORM_PATHS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})  # that take a form, and no JSON
 MAX_TARGET = 8 << 10  # bytes of path and query
 MAX_HEADERS = 100
 MAX_HEAD = 32 << 10  # bytes of all headers
@@ -93,6 +95,7 @@ class Guard:
             return
         with self.bodies.held(head.length or 0):
             call.body = await self._body(receive, head)
+        call.content_type = head.one(b"content-type") or ""
         answer.unread = False
         with self.places.held():
             await self.app(scope, receive, answer)
@@ -132,9 +135,12 @@ class Guard:
             raise Fault(405, f"the method {head.method[:20]!r} is not known here", headers={"allow": "GET, POST"})
         if head.method not in WITH_BODY:
             return
-        # A page of another site can send a form or plain text without asking first, but no JSON.
         kind, _, rest = (head.one(b"content-type") or "").partition(";")
-        if kind.strip().lower() != "application/json" or not _is_utf8(rest):
+        if head.path in FORM_PATHS:
+            # A page of another site can send this without asking first; its Origin has given it away by now.
+            if kind.strip().lower() != FORM:
+                raise Fault(415, f"the body must be a form with a file, with the header 'Content-Type: {FORM}'")
+        elif kind.strip().lower() != "application/json" or not _is_utf8(rest):
             raise Fault(415, "the body must be JSON, with the header 'Content-Type: application/json'")
         if (head.one(b"content-encoding") or "identity").lower() != "identity":
             raise Fault(415, "a compressed body is not taken; send it as it is")

@@ -12,6 +12,7 @@ from pocketgem.serve.models import Entry, Loaded, Registry
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.wiring import Serving
 from pocketgem.service import Held
+from pocketgem.text.media import KINDS
 
 NOTHING = Held(0, 0, 0, 0)
 
@@ -44,6 +45,8 @@ async def metrics(serving: Serving, request: Request) -> Response:
         held = NOTHING if service is None else service.held
         meters.cache.labels(name, "running").set(held.bytes)
         meters.cache.labels(name, "kept").set(held.kept_bytes)
+        if found.loaded is not None:
+            meters.senses(name, found.loaded.llm.senses)
     return Response(meters.text(), media_type=CONTENT_TYPE)
 
 
@@ -71,4 +74,5 @@ def _listed(registry: Registry, found: Entry) -> Listed:
         context=None if llm is None else llm.engine.context,
         chat=None if llm is None else llm.can_chat,
         loaded=llm is not None,
+        takes=None if llm is None else ("text", *(kind for kind in KINDS if llm.can_chat and llm.senses.can(kind))),
     )

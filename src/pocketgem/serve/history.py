@@ -49,9 +49,7 @@ def part_text(part: Fields, kinds: Collection[str]) -> str:
 def refuse_part(part: Fields, kind: str, kinds: Collection[str]) -> NoReturn:
     """Raises FieldError: what kind of part cannot be taken, and why."""
     if kind in _MEDIA:
-        raise FieldError(
-            part.path, f"is of type {kind}; {_MEDIA[kind]} are not supported by this server yet, only text"
-        )
+        raise FieldError(part.path, f"is of type {kind}; {_MEDIA[kind]} are not taken here, only {', '.join(kinds)}")
     part.refuse("type", f"is {shown(kind)}; taken here: {', '.join(kinds)}")
 
 

@@ -47,6 +47,7 @@ class Done:
 
     stopped_by  the stop string that ended it, where one did
     reuse       why no more of the prompt was in the cache, in words (see ``engine/prefix.py``)
+    notes       what its client should know of how the prompt's media were taken
     thought_tokens  how many of the tokens made were thought, None where nobody counted
     """
 
@@ -56,6 +57,7 @@ class Done:
     reuse: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     thought_tokens: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 Update = Reading | Event | Done  # what a dialect's encoder is fed, in order; Done comes once and last

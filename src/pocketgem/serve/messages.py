@@ -7,7 +7,7 @@ message, ``tool_call_error`` and ``empty_reason`` in a block of text of their ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pocketgem.engine.request import FinishReason
 from pocketgem.serve.dialect import Asked, Out, Sent, Stamp, finite, progress, to_json
@@ -15,7 +15,7 @@ from pocketgem.serve.errors import anthropic as error
 from pocketgem.serve.job import Done, Reading, Update
 from pocketgem.serve.messages_read import KNOWN, read
 from pocketgem.serve.said import CUT_OFF, empty_reason, failure, said, shown_text
-from pocketgem.serve.usage import extension
+from pocketgem.serve.usage import extension, media_tokens
 from pocketgem.text.events import Content, Event, FailedCall, Thought, ToolCall
 
 __all__ = ["KNOWN", "Stream", "count", "error", "read", "whole"]
@@ -25,9 +25,10 @@ SIGNATURE = "pocketgem"  # clients send it back with a thought; which thoughts a
 Block = dict[str, object]
 
 
-def count(tokens: int) -> dict[str, object]:
-    """The answer of count_tokens."""
-    return {"input_tokens": tokens}
+def count(tokens: int, media: Mapping[str, int]) -> dict[str, object]:
+    """The answer of count_tokens. ``media``: how many of them are of each kind, where there are any."""
+    details = {f"{kind}_tokens": count for kind, count in media.items() if count}
+    return {"input_tokens": tokens, **({"input_tokens_details": details} if details else {})}
 
 
 def whole(asked: Asked, stamp: Stamp, updates: Iterable[Update]) -> dict[str, object]:
@@ -174,4 +175,5 @@ def _usage(done: Done) -> dict[str, object]:
     }
     if done.thought_tokens is not None:
         counts["output_tokens_details"] = {"thinking_tokens": done.thought_tokens}
-    return counts | extension(done)
+    details = media_tokens(stats)
+    return counts | ({"input_tokens_details": details} if details else {}) | extension(done)

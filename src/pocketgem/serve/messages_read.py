@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pocketgem.engine.request import MAX_ID
 from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, Fields, shown
-from pocketgem.serve.history import MAX_MESSAGES, MAX_PARTS, Message, call, joined, part_text, refuse_part
+from pocketgem.serve.history import MAX_MESSAGES, MAX_PARTS, Message, call, joined, refuse_part
 from pocketgem.serve.job import ChatJob
 from pocketgem.serve.options import EXTENSIONS, MAX_THINKING, Thinking, biases, effort, sampling, stops, thinking
+from pocketgem.serve.parts import ANTHROPIC, content, part, together, with_text_first
 from pocketgem.serve.tools import MAX_TOOLS, Format, Tool, checked_names, declared, json_format, regex, shape
 from pocketgem.text.shape import Shape, ToolChoice
 
@@ -129,26 +130,27 @@ def _message(fields: Fields) -> Iterator[Message]:
 
 
 def _said(role: str, blocks: list[Fields]) -> Iterator[Message]:
-    texts: list[str] = []
+    parts: list[Message] = []
     results = False
+    media = ANTHROPIC if role == "user" else {}
     for block in blocks:
         if block.text("type", most=MAX_NAME) == "tool_result" and role == "user":
-            if texts:
-                yield {"role": role, "content": "".join(texts)}
-                texts = []
+            if parts:
+                yield {"role": role, "content": together(parts)}
+                parts = []
             results = True
             yield _result(block)
         else:
-            texts.append(part_text(block, ("text", "tool_result")))
-    if texts or not results:
-        yield {"role": role, "content": "".join(texts)}
+            parts.append(part(block, ("text", "tool_result"), media))
+    if parts or not results:
+        yield {"role": role, "content": together(parts)}
 
 
 def _result(block: Fields) -> Message:
-    content = joined(block, "content", ("text",)) if block.has("content") else ""
-    if block.flag("is_error", False) and not content.lower().startswith("error"):
-        content = f"Error: {content}" if content else "Error"  # templates have no other place for it
-    return {"role": "tool", "tool_call_id": block.text("tool_use_id", most=MAX_NAME), "content": content}
+    said = content(block, "content", ("text",), ANTHROPIC) if block.has("content") else ""
+    if block.flag("is_error", False) and not (isinstance(said, str) and said.lower().startswith("error")):
+        said = with_text_first(said, "Error: ") if said else "Error"  # templates have no other place for it
+    return {"role": "tool", "tool_call_id": block.text("tool_use_id", most=MAX_NAME), "content": said}
 
 
 def _answer(blocks: list[Fields]) -> Message:

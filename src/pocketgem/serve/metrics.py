@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.types import Scope
 
 from pocketgem.answers import Stats
+from pocketgem.senses import Senses
 from pocketgem.serve.call import Call
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -49,6 +50,13 @@ class Metrics:
         self.cache = Gauge(
             "pocketgem_cache_bytes", "Keys and values of running requests, and kept", ["model", "of"], registry=here
         )
+        self.media = Counter(
+            "pocketgem_media_tokens", "Prompt tokens of images, sounds and videos", ["model", "kind"], registry=here
+        )
+        self.seen = Gauge(
+            "pocketgem_media_encoded", "Media by whether their rows were still there", ["model", "cache"], registry=here
+        )
+        self.media_bytes = Gauge("pocketgem_media_cache_bytes", "Rows of media that are kept", ["model"], registry=here)
         self.loaded = Gauge("pocketgem_model_loaded", "1 while a model is in memory", ["model"], registry=here)
 
     def request(self, call: Call, scope: Scope) -> None:
@@ -64,10 +72,19 @@ class Metrics:
         self.reused.labels(model).inc(stats.reused_tokens)
         self.made.labels(model).inc(stats.completion_tokens)
         self.ended.labels(model, reason).inc()
+        for kind, count in stats.media.items():
+            if count:
+                self.media.labels(model, kind).inc(count)
         if stats.completion_tokens:
             self.first.labels(model).observe(stats.prefill_seconds)
         if stats.completion_tokens > 1:
             self.next.labels(model).observe(stats.decode_seconds / (stats.completion_tokens - 1))
+
+    def senses(self, model: str, senses: Senses) -> None:
+        """What a model's senses did so far."""
+        self.seen.labels(model, "hit").set(senses.shelf.hits)
+        self.seen.labels(model, "miss").set(senses.shelf.misses)
+        self.media_bytes.labels(model).set(senses.shelf.nbytes)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

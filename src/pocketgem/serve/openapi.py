@@ -10,11 +10,12 @@ from typing import Any
 
 import pocketgem
 from pocketgem.serve.faults import ANTHROPIC
-from pocketgem.serve.guard import OPEN_PATHS
+from pocketgem.serve.guard import FORM_PATHS, OPEN_PATHS
+from pocketgem.serve.multipart import FORM
 from pocketgem.serve.openapi_schemas import BODIES, Schema
 from pocketgem.serve.pages import MEDIA_TYPES
 
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 STREAMS = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions")
 REFUSALS = (401, 403, 405, 414, 429, 431, 500, 503)  # what every route may answer
 BODY_REFUSALS = (400, 404, 408, 413, 415)  # what those may that read a body
@@ -69,6 +70,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Continue texts or token ids.", "id", "object", "created", "model", "choices", "usage"
     ),
     ("POST", "/v1/embeddings"): _json("Texts as vectors of length one.", "object", "data", "model", "usage"),
+    ("POST", "/v1/audio/transcriptions"): Operation(
+        "A recording as text.", {JSON: answer("text"), TEXT: {"type": "string"}}
+    ),
+    ("POST", "/v1/audio/translations"): Operation(
+        "A recording as text in another language.", {JSON: answer("text"), TEXT: {"type": "string"}}
+    ),
     ("POST", "/tokenize"): _json("A text or a conversation as token ids.", "count", "max_model_len", "tokens"),
     ("POST", "/detokenize"): _json("Token ids as a text.", "prompt"),
 }
@@ -126,12 +133,17 @@ def _operation(method: str, path: str) -> dict[str, object]:
     if path in OPEN_PATHS:
         operation["security"] = []
     if method == "POST":
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": BODIES[path]}}}
+        operation["requestBody"] = {"required": True, "content": {_taken(path): {"schema": BODIES[path]}}}
         if path in STREAMS:
             content[EVENTS] = {"schema": {"type": "string"}}
             good["description"] = "The answer; as server-sent events with stream: true."
     statuses = {str(code): _refusal(code, path) for code in sorted(refusals)}
     return {**operation, "responses": {"200": good, **statuses}}
+
+
+def _taken(path: str) -> str:
+    """The media type of a body."""
+    return FORM if path in FORM_PATHS else JSON
 
 
 def _parameter(name: str, where: str) -> dict[str, object]:

@@ -9,16 +9,20 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pocketgem.engine.request import MAX_BIASES, MAX_ID, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS
+from pocketgem.serve.audio import FORMATS as FORMATS_OF_RECORDINGS
+from pocketgem.serve.audio import MAX_TEMPERATURE
 from pocketgem.serve.chat_read import HARMLESS, ROLES
 from pocketgem.serve.completions_read import MAX_N
 from pocketgem.serve.fields import MAX_NAME
 from pocketgem.serve.history import MAX_MESSAGES, MAX_PARTS
 from pocketgem.serve.messages_read import HARMLESS as MESSAGES_HARMLESS
 from pocketgem.serve.options import EFFORTS
+from pocketgem.serve.parts import DETAILS
 from pocketgem.serve.prompts import MAX_PROMPTS
 from pocketgem.serve.responses_read import HARMLESS as RESPONSES_HARMLESS
 from pocketgem.serve.tokens import MAX_IDS
 from pocketgem.serve.tools import MAX_PATTERN, MAX_TOOLS
+from pocketgem.speech import MAX_HINT
 
 Schema = dict[str, Any]
 
@@ -106,6 +110,17 @@ def content(*parts: Schema) -> Schema:
     return {"anyOf": [{"type": "string"}, given(many({"anyOf": list(parts)}, MAX_PARTS))]}
 
 
+LINK: Schema = {"type": "string", "pattern": "^(data:[^,]*;base64,|https?://)"}
+DATA: Schema = {"type": "string", "contentEncoding": "base64"}
+DATA_LINK: Schema = {"type": "string", "pattern": "^data:(image|audio|video)/[^,]*;base64,"}
+DETAIL = one_of(tuple(DETAILS))
+
+
+def medium(kind: str, key: str, schema: Schema, **more: Schema) -> Schema:
+    """A part that is an image, a sound or a video."""
+    return fields({"type": {"enum": [kind]}, key: schema, **more}, "type", key)
+
+
 def declared(key: str) -> dict[str, Schema]:
     return {"name": TOOL_NAME, "description": text(), key: OBJECT}
 
@@ -175,11 +190,20 @@ _CALL = fields(
     "function",
 )
 _TEXTS = content(part(("text",)))
+_SHOWN = content(
+    part(("text",)),
+    medium("image_url", "image_url", {"anyOf": [LINK, fields({"url": LINK, "detail": DETAIL}, "url")]}),
+    medium("input_audio", "input_audio", fields({"data": DATA, "format": NAME}, "data")),
+    medium("audio_url", "audio_url", fields({"url": LINK}, "url")),
+    medium("video_url", "video_url", fields({"url": LINK}, "url")),
+    medium("file", "file", fields({"file_data": DATA_LINK}, "file_data")),
+)
 _CHAT_MESSAGE: Schema = {
     "anyOf": [
-        fields({"role": {"enum": [role for role in ROLES if role not in ("assistant", "tool")]},
+        fields({"role": {"enum": [role for role in ROLES if role not in ("user", "assistant", "tool")]},
                 "content": _TEXTS, "name": NAME}, "role", "content"),
-        fields({"role": {"enum": ["tool"]}, "content": _TEXTS, "tool_call_id": NAME, "name": NAME},
+        fields({"role": {"enum": ["user"]}, "content": _SHOWN, "name": NAME}, "role", "content"),
+        fields({"role": {"enum": ["tool"]}, "content": _SHOWN, "tool_call_id": NAME, "name": NAME},
                "role", "content", "tool_call_id"),
         fields({"role": {"enum": ["assistant"]},
                 "content": {"anyOf": [{"type": "null"}, content(part(("text",)), part(("refusal",), "refusal"))]},
@@ -226,13 +250,20 @@ CHAT = fields(
 # ---- responses ------------------------------------------------------------------------------------------------------
 
 _SAID = ("input_text", "text", "output_text")
+_SEEN = (
+    medium("input_image", "image_url", LINK, detail=DETAIL),
+    medium("input_audio", "input_audio", fields({"data": DATA, "format": NAME}, "data")),
+    medium("input_file", "file_data", DATA_LINK),
+)
 _ITEM: Schema = {
     "anyOf": [
-        fields({"type": one_of(("message",)), "role": {"enum": ["user", "assistant", "system", "developer"]},
+        fields({"type": one_of(("message",)), "role": {"enum": ["user"]}, "content": content(part(_SAID), *_SEEN)},
+               "role", "content"),
+        fields({"type": one_of(("message",)), "role": {"enum": ["assistant", "system", "developer"]},
                 "content": content(part(_SAID), part(("refusal",), "refusal"))}, "role", "content"),
         fields({"type": {"enum": ["function_call"]}, "call_id": NAME, "name": NAME,
                 "arguments": {"type": ["string", "object", "null"]}}, "type", "call_id", "name"),
-        fields({"type": {"enum": ["function_call_output"]}, "call_id": NAME, "output": content(part(_SAID))},
+        fields({"type": {"enum": ["function_call_output"]}, "call_id": NAME, "output": content(part(_SAID), *_SEEN)},
                "type", "call_id", "output"),
         fields({"type": {"enum": ["reasoning"]}, "summary": many({"type": "object"}, 4096),
                 "content": many({"type": "object"}, 4096)}, "type"),
@@ -276,8 +307,16 @@ RESPONSES = fields(
 # ---- messages -------------------------------------------------------------------------------------------------------
 
 _TEXT_BLOCK = part(("text",))
+_SOURCE: Schema = {
+    "anyOf": [
+        fields({"type": {"enum": ["base64"]}, "media_type": NAME, "data": DATA}, "type", "media_type", "data"),
+        fields({"type": {"enum": ["url"]}, "url": LINK}, "type", "url"),
+    ]
+}
+_IMAGE = medium("image", "source", _SOURCE)
 _RESULT = fields(
-    {"type": {"enum": ["tool_result"]}, "tool_use_id": NAME, "content": {"anyOf": [{"type": "null"}, _TEXTS]},
+    {"type": {"enum": ["tool_result"]}, "tool_use_id": NAME,
+     "content": {"anyOf": [{"type": "null"}, content(_TEXT_BLOCK, _IMAGE)]},
      "is_error": FLAG}, "type", "tool_use_id",
 )  # fmt: skip
 _USE = fields({"type": {"enum": ["tool_use"]}, "id": NAME, "name": NAME, "input": OBJECT}, "type", "name")
@@ -285,7 +324,7 @@ _THOUGHT = part(("thinking",), "thinking")
 _HIDDEN = fields({"type": {"enum": ["redacted_thinking"]}}, "type")
 _TURN: Schema = {
     "anyOf": [
-        fields({"role": {"enum": ["user"]}, "content": content(_TEXT_BLOCK, _RESULT)}, "role", "content"),
+        fields({"role": {"enum": ["user"]}, "content": content(_TEXT_BLOCK, _IMAGE, _RESULT)}, "role", "content"),
         fields({"role": {"enum": ["system"]}, "content": _TEXTS}, "role", "content"),
         fields({"role": {"enum": ["assistant"]}, "content": content(_TEXT_BLOCK, _USE, _THOUGHT, _HIDDEN)},
                "role", "content"),
@@ -317,6 +356,21 @@ _MESSAGES: dict[str, Schema] = {
 MESSAGES = fields(_MESSAGES, "messages", "max_tokens")
 COUNT_TOKENS = fields(_MESSAGES, "messages")
 
+# ---- recordings: a form, whose fields are texts ----------------------------------------------------------------------
+
+_RECORDING: dict[str, Schema] = {
+    "file": {"type": "string", "format": "binary"},
+    "model": {"type": "string", "maxLength": MAX_NAME},
+    "language": {"type": "string", "maxLength": MAX_NAME},
+    "prompt": {"type": "string", "maxLength": MAX_HINT},
+    "response_format": {"type": "string", "enum": list(FORMATS_OF_RECORDINGS)},
+    "temperature": {"type": "number", "minimum": 0, "maximum": MAX_TEMPERATURE},
+    "stream": {"type": "boolean", "enum": [False]},
+    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
+}
+TRANSCRIPTION = fields(_RECORDING, "file")
+TRANSLATION = fields({**_RECORDING, "target_language": {"type": "string", "maxLength": MAX_NAME}}, "file")
+
 BODIES: dict[str, Schema] = {
     "/v1/chat/completions": CHAT,
     "/v1/responses": RESPONSES,
@@ -324,6 +378,8 @@ BODIES: dict[str, Schema] = {
     "/v1/messages/count_tokens": COUNT_TOKENS,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
+    "/v1/audio/transcriptions": TRANSCRIPTION,
+    "/v1/audio/translations": TRANSLATION,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }

@@ -17,6 +17,7 @@ from pocketgem.serve.conversation import conversation_of
 from pocketgem.serve.dialect import Sent as Event
 from pocketgem.serve.faults import ANTHROPIC, Fault, body_of
 from pocketgem.serve.forward import Begun, Broken, Ended, Forward, Lost, Replicas, Sent
+from pocketgem.serve.guard import FORM_PATHS
 from pocketgem.serve.merged import merged
 from pocketgem.serve.metrics import CONTENT_TYPE
 from pocketgem.serve.replies import json_reply
@@ -98,11 +99,13 @@ class Relayed:
     async def _forward(self, scope: Scope, call: Call) -> Forward:
         """The request for a replica. Raises Fault 400."""
         body = call.body
-        data = await call.json() if scope["method"] == "POST" else {}
+        is_json = scope["method"] == "POST" and self.path not in FORM_PATHS
+        data = await call.json() if is_json else {}
         id = data.get("previous_response_id") if self.path == RESPONSES else scope.get("path_params", {}).get("id")
         return Forward(
             scope["method"], scope["path"], scope.get("query_string", b""), body, call.id, call.caller, call.key,
             conversation_of(self.path, call.owner, data), only=self.relay.keeper(id),
+            content_type=call.content_type,
         )  # fmt: skip
 
     async def _begin(self, forward: Forward, call: Call, stack: AsyncExitStack) -> tuple[Begun, AsyncGenerator[Sent]]:

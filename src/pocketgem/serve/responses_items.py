@@ -7,6 +7,7 @@ from itertools import groupby
 
 from pocketgem.serve.fields import MAX_NAME, Fields, shown
 from pocketgem.serve.history import Message, call, joined, part_text
+from pocketgem.serve.parts import RESPONSES, content
 
 _INPUT_TEXT = ("input_text", "text", "output_text")
 _ROLES = ("user", "assistant", "system", "developer")
@@ -30,6 +31,8 @@ def _one(item: Fields) -> Message:
 
 def _message(item: Fields) -> Message:
     role = item.one_of("role", _ROLES)
+    if role == "user":
+        return {"role": role, "content": content(item, "content", _INPUT_TEXT, RESPONSES)}
     kinds = (*_INPUT_TEXT, "refusal") if role == "assistant" else _INPUT_TEXT
     return {"role": role, "content": joined(item, "content", kinds)}
 
@@ -40,8 +43,8 @@ def _call(item: Fields) -> Message:
 
 
 def _output(item: Fields) -> Message:
-    content = joined(item, "output", _INPUT_TEXT)
-    return {"role": "tool", "tool_call_id": item.text("call_id", most=MAX_NAME), "content": content}
+    output = content(item, "output", _INPUT_TEXT, RESPONSES)
+    return {"role": "tool", "tool_call_id": item.text("call_id", most=MAX_NAME), "content": output}
 
 
 def _reasoning(item: Fields) -> Message:

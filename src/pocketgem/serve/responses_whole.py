@@ -14,7 +14,7 @@ from pocketgem.serve.job import Done, Update
 from pocketgem.serve.responses_items import messages_of
 from pocketgem.serve.responses_output import OUTPUT, REASONING, SUMMARY, Json, PartKind, Place, call_item, item, part
 from pocketgem.serve.said import Said, empty_reason, failure, said
-from pocketgem.serve.usage import extension, logprobs
+from pocketgem.serve.usage import extension, logprobs, media_tokens
 from pocketgem.text.events import Content, Event, FailedCall, Thought, ToolCall
 
 
@@ -111,7 +111,7 @@ def _usage(done: Done) -> Json:
     stats = done.stats
     return {
         "input_tokens": stats.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": stats.reused_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": stats.reused_tokens, "cache_write_tokens": 0, **media_tokens(stats)},
         "output_tokens": stats.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": done.thought_tokens or 0},
         "total_tokens": stats.prompt_tokens + stats.completion_tokens,

@@ -28,6 +28,7 @@ class Settings:
     stall_seconds         how long a client may read nothing of what is sent to it
     comment_seconds       a stream that has nothing to say sends a comment this often
     drain_seconds         how long requests may go on after SIGTERM
+    allow_remote_media    whether images and the like are fetched from http addresses that a request names
     thinking              whether models think first when a request does not say
     ready_seconds         a server with work that made no step for so long is not ready
     """
@@ -37,7 +38,7 @@ class Settings:
     keys: Keys = field(default_factory=Keys)
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
-    max_body: int = 8 * MIB
+    max_body: int = 32 * MIB
     max_bodies: int = 256 * MIB
     max_requests: int = 128
     max_connections: int = 4096
@@ -47,6 +48,7 @@ class Settings:
     stall_seconds: float = 60.0
     comment_seconds: float = 15.0
     drain_seconds: float = 30.0
+    allow_remote_media: bool = False
     thinking: bool = False
     ready_seconds: float = 120.0
 

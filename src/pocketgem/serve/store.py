@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Kept:
 
     messages: tuple[Message, ...]
     response: Mapping[str, object]
-    size: int  # bytes of both as JSON
+    size: int  # bytes of both as JSON, and of media
 
 
 @dataclass
@@ -28,6 +29,18 @@ class _Shelf:
 
     entries: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
     size: int = 0
+
+
+def _size(messages: tuple[Message, ...]) -> int:
+    """Bytes of messages: as JSON, and of media as they are."""
+    media = [part for message in messages for part in _media(message)]
+    files = sum(len(value) for part in media for value in part.values() if isinstance(value, bytes))
+    return files + len(json.dumps(messages, default=lambda value: "").encode())
+
+
+def _media(message: Message) -> list[Message]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
 
 
 class Conversations:
@@ -44,7 +57,7 @@ class Conversations:
     def keep(self, owner: str, id: str, messages: tuple[Message, ...], response: Mapping[str, object]) -> None:
         """``owner`` is any name of whoever may come back for it, such as the hash of an API key."""
         self.forget(owner, id)
-        size = len(to_json(messages).encode()) + len(to_json(response).encode())
+        size = _size(messages) + len(to_json(response).encode())
         if size > self._max_bytes:
             return
         shelf = self._shelves.setdefault(owner, _Shelf())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pocketgem.answers import TokenLogprob
+from pocketgem.answers import Stats, TokenLogprob
 from pocketgem.serve.job import Done
 
 LOWEST = -9999.0  # how the API writes a probability of zero, which JSON has no number for
@@ -17,11 +17,16 @@ def chat_usage(done: Done) -> dict[str, object]:
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.completion_tokens,
         "total_tokens": stats.prompt_tokens + stats.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": stats.reused_tokens},
+        "prompt_tokens_details": {"cached_tokens": stats.reused_tokens, **media_tokens(stats)},
     }
     if done.thought_tokens is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": done.thought_tokens}
     return usage | extension(done)
+
+
+def media_tokens(stats: Stats) -> dict[str, object]:
+    """Of the prompt's tokens, those of each kind of media that there is."""
+    return {f"{kind}_tokens": count for kind, count in stats.media.items() if count}
 
 
 def extension(done: Done) -> dict[str, object]:
@@ -30,7 +35,8 @@ def extension(done: Done) -> dict[str, object]:
         "prefill_seconds": round(done.stats.prefill_seconds, 4),
         "decode_seconds": round(done.stats.decode_seconds, 4),
     }
-    return seconds if done.reuse is None else {"cache_reason": done.reuse, **seconds}
+    notes: dict[str, object] = {"notes": list(done.notes)} if done.notes else {}
+    return notes | seconds if done.reuse is None else {"cache_reason": done.reuse, **notes, **seconds}
 
 
 def logprobs(found: tuple[TokenLogprob, ...], piece: Callable[[int], bytes] | None) -> list[dict[str, object]]:

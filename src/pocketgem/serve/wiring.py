@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,8 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from pocketgem.serve.call import Call, call_of, gone
 from pocketgem.serve.log import Log
+from pocketgem.serve.media import Media
 from pocketgem.serve.metrics import Metrics
 from pocketgem.serve.models import Registry
+from pocketgem.serve.multipart import Form
 from pocketgem.serve.settings import Settings
 from pocketgem.serve.sse import EventStream
 
@@ -28,12 +30,14 @@ class Serving:
     registry: Registry
     metrics: Metrics
     log: Log
+    media: Media = field(default_factory=Media)
 
     def stream(self, frames: AsyncGenerator[bytes], stack: AsyncExitStack) -> EventStream:
         return EventStream(frames, stack, comment_seconds=self.settings.comment_seconds)
 
 
 Handler = Callable[[Serving, Call, dict[str, object]], Awaitable[Response]]
+FormHandler = Callable[[Serving, Call, Form], Awaitable[Response]]
 Reader = Callable[[Serving, Request], Awaitable[Response]]
 
 
@@ -55,11 +59,11 @@ async def respond(making: Awaitable[Response], scope: Scope, receive: Receive, s
         await response(scope, receive, send)
 
 
-class Post:
-    """An endpoint for JSON. The handler is cancelled when its client closes the connection."""
+class _Posted:
+    """An endpoint with a body. Its work is cancelled when its client closes the connection."""
 
-    def __init__(self, serving: Serving, path: str, handler: Handler) -> None:
-        self.serving, self.path, self.handler = serving, path, handler
+    def __init__(self, serving: Serving, path: str) -> None:
+        self.serving, self.path = serving, path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = call_of(scope)
@@ -67,7 +71,29 @@ class Post:
         await respond(self._work(call), scope, receive, send)
 
     async def _work(self, call: Call) -> Response:
+        raise NotImplementedError
+
+
+class Post(_Posted):
+    """An endpoint for JSON."""
+
+    def __init__(self, serving: Serving, path: str, handler: Handler) -> None:
+        super().__init__(serving, path)
+        self.handler = handler
+
+    async def _work(self, call: Call) -> Response:
         return await self.handler(self.serving, call, await call.json())
+
+
+class PostForm(_Posted):
+    """An endpoint for a form with a file in it."""
+
+    def __init__(self, serving: Serving, path: str, handler: FormHandler) -> None:
+        super().__init__(serving, path)
+        self.handler = handler
+
+    async def _work(self, call: Call) -> Response:
+        return await self.handler(self.serving, call, await call.form())
 
 
 class Get:

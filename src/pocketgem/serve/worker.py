@@ -67,6 +67,7 @@ class Worker:
 
     async def close(self) -> None:
         await self.app.serving.registry.close(0)
+        await asyncio.to_thread(self.app.serving.media.close)
 
     async def answer(self, forward: Forward) -> AsyncGenerator[Sent]:
         """Pieces of an answer. Closing it ends the request within a step of the engine."""
@@ -91,7 +92,7 @@ class Worker:
         return State(self.name, stuck, bytes(told.body))
 
     async def _run(self, forward: Forward, out: asyncio.Queue[Sent]) -> None:
-        call = Call(forward.caller, forward.key, forward.id, body=forward.body)
+        call = Call(forward.caller, forward.key, forward.id, body=forward.body, content_type=forward.content_type)
 
         async def receive() -> Message:  # whose client leaves is cancelled from outside
             await asyncio.get_running_loop().create_future()
@@ -116,7 +117,7 @@ def scope_of(forward: Forward, call: Call) -> Scope:
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
         "method": forward.method, "path": forward.path, "raw_path": forward.path.encode(),
-        "query_string": forward.query, "headers": [(b"content-type", b"application/json")],
+        "query_string": forward.query, "headers": [(b"content-type", forward.content_type.encode("latin-1"))],
         "client": None, "server": None, "state": {"call": call},
     }  # fmt: skip
 

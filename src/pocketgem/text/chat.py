@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from pocketgem.errors import TemplateError
 from pocketgem.text.chain import BeforeCalls, fold_results, name_results
+from pocketgem.text.media import PLACES, InResults, Kind, Part, Slot, check_places, split_media
 from pocketgem.text.messages import Message, drop_past_thoughts, normalize
 from pocketgem.text.template import ChatTemplate
 from pocketgem.text.tokenizer import Tokenizer
@@ -37,18 +38,54 @@ class Chat:
         tools: Sequence[Mapping[str, object]] | None = None,
         thinking: bool = False,
     ) -> list[int]:
-        """Ids of the conversation up to where the model answers; the begin token is there once.
+        """Ids of a conversation of texts up to where the model answers; the begin token is there once.
 
         Raises TemplateError for messages that are no conversation, or that the template refuses.
+        """
+        parts = self.parts(messages, tools=tools, thinking=thinking)
+        if any(isinstance(part, Slot) for part in parts):
+            raise TemplateError("these messages hold media, of which ids alone can be made by senses only")
+        return self.encoded(part for part in parts if not isinstance(part, Slot))
+
+    def parts(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        thinking: bool = False,
+    ) -> list[Part]:
+        """The same as texts, ids of control tokens, and one ``Slot`` for each medium in the messages' order.
+
+        Raises TemplateError as ``prompt`` does, and for a template that leaves media out or doubles them.
         """
         if self._template is None:
             raise TemplateError("this model has no chat template; use plain completion, or an instruction-tuned model")
         chat = name_results(drop_past_thoughts(normalize(messages)))
+        kinds = _kinds(chat)
+        special = {*self._tokenizer.special_tokens, *(PLACES if kinds else ())}
+        marks = Marks(special, _texts([chat, tools]))
+        results = InResults(marks.spare[2])
+        chat = results.carry(chat)
         if self._template.folds_results:
             chat = fold_results(chat)
-        marks = Marks(self._tokenizer.special_tokens, _texts([chat, tools]))
-        rendered = self._rendered(self._template, chat, tools, marks, thinking=thinking)
-        return self._tokenizer.with_bos(self._ids(rendered, marks))
+        rendered = results.settle(self._rendered(self._template, chat, tools, marks, thinking=thinking))
+        if not kinds:
+            return [*self._split(rendered, marks)]
+        pieces = [*split_media(rendered)]
+        check_places([piece for piece in pieces if isinstance(piece, Slot)], kinds)
+        split = ([piece] if isinstance(piece, Slot) else self._split(piece, marks) for piece in pieces)
+        return [part for parts in split for part in parts]
+
+    def encoded(self, parts: Iterable[str | int]) -> list[int]:
+        """Ids of texts and ids; texts that stand side by side are encoded as one."""
+        return self._tokenizer.with_bos(self._encode(parts))
+
+    def _encode(self, parts: Iterable[str | int]) -> Iterator[int]:
+        for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+            if is_text:
+                yield from self._tokenizer.encode("".join(map(str, group)), add_bos=False)
+            else:
+                yield from map(int, group)
 
     def _rendered(
         self,
@@ -59,7 +96,7 @@ class Chat:
         *,
         thinking: bool,
     ) -> str:
-        carrier = BeforeCalls(*marks.spare)
+        carrier = BeforeCalls(*marks.spare[:2])
         carried = carrier.carry(chat)
         options = {"tools": marks.put(tools), "enable_thinking": thinking}
         if carried != chat:
@@ -68,12 +105,9 @@ class Chat:
                 return settled
         return template.render(marks.put(chat), **options)
 
-    def _ids(self, rendered: str, marks: Marks) -> Iterator[int]:
+    def _split(self, rendered: str, marks: Marks) -> Iterator[str | int]:
         for part in self._tokenizer.split_special(rendered):
-            if isinstance(part, int):
-                yield part
-            else:
-                yield from self._tokenizer.encode(marks.remove(part), add_bos=False)
+            yield part if isinstance(part, int) else marks.remove(part)
 
 
 class Marks:
@@ -92,11 +126,10 @@ class Marks:
         everything = "".join(texts)
         used = {*everything}
         free = (chr(code) for code in _MARKS if chr(code) not in used and _escaped(chr(code)) not in everything)
-        marks = [*islice(free, 3)]
-        if len(marks) < 3:
-            raise TemplateError("the messages use every private-use character of Unicode; three must be left free")
-        self._mark, *spare = marks
-        self.spare = spare[0], spare[1]  # two more that occur nowhere
+        marks = [*islice(free, 4)]
+        if len(marks) < 4:
+            raise TemplateError("the messages use every private-use character of Unicode; four must be left free")
+        self._mark, *self.spare = marks  # three more that occur nowhere
 
     def put(self, value: Any) -> Any:
         """A copy of ``value`` (JSON values) with the mark in all its texts and keys."""
@@ -109,6 +142,13 @@ class Marks:
     def remove(self, text: str) -> str:
         """``text`` without marks, also where the template's ``tojson`` has escaped them."""
         return text.replace(self._mark, "").replace(_escaped(self._mark), "")
+
+
+def _kinds(chat: Sequence[Message]) -> list[Kind]:
+    """Kinds of the media in normal messages, in their order."""
+    contents = (message["content"] for message in chat)
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return [part["type"] for part in parts if part["type"] != "text"]
 
 
 def _escaped(character: str) -> str:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from pocketgem.errors import TemplateError
+from pocketgem.text.media import KINDS, media_part
 
 Message = dict[str, object]
 
 _ROLES = {"system": "system", "developer": "developer", "user": "user", "tool": "tool"}
 _ROLES |= {"assistant": "assistant", "model": "assistant"}
+_SHOWING = ("user", "tool")  # who can show media
 _REASONING = ("reasoning", "reasoning_content", "thinking")  # names that clients and templates use for the same thing
 _FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", *_REASONING}
 _NOTHING: tuple[object, ...] = (None, "", [], {}, ())
@@ -27,6 +30,7 @@ _THOUGHT = re.compile(r"<\|channel>(?:thought\n?)?(.*?)(?:\n?<channel\|>|\Z)", r
 def normalize(messages: Sequence[Mapping[str, object]]) -> list[Message]:
     """Copies with roles and content as templates expect them: content is text, its text parts joined as they are.
 
+    Content with media is a list of parts in their order, each ``{"type": "text", "text": ...}`` or ``{"type": kind}``.
     ``model`` becomes ``assistant``; arguments of tool calls that came as JSON text become values; fields that are null
     or empty are left out. Raises TemplateError for an unknown role, field or part, naming the message.
     """
@@ -71,7 +75,7 @@ def _normalized(message: object, where: str) -> Message:
     return normal
 
 
-def _content(message: Mapping[str, object], where: str) -> str:
+def _content(message: Mapping[str, object], where: str) -> str | list[Message]:
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -79,17 +83,34 @@ def _content(message: Mapping[str, object], where: str) -> str:
         return ""
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise TemplateError(f"{where} has no content; it must be text or a list of parts like {{'type': 'text', ...}}")
-    return "".join(_part(part, where) for part in content)
+    parts = [_part(part, where) for part in content]
+    if all(isinstance(part, str) for part in parts):
+        return "".join(map(str, parts))
+    if message.get("role") not in _SHOWING:
+        raise TemplateError(f"{where} is by {message.get('role')!r}; only {' and '.join(_SHOWING)} can show media")
+    return list(_joined(parts))
 
 
-def _part(part: object, where: str) -> str:
+def _part(part: object, where: str) -> str | Message:
+    """A text, or what a template is told of a medium."""
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if isinstance(part, Mapping) and kind in KINDS:
+        return media_part(part, kind, where)
     if not isinstance(part, Mapping) or kind != "text":
-        raise TemplateError(f"{where} has a part of type {kind!r}; only parts of type 'text' are supported")
+        raise TemplateError(f"{where} has a part of type {kind!r}; known are 'text', {', '.join(map(repr, KINDS))}")
     text = part.get("text")
     if not isinstance(text, str) or part.keys() != {"type", "text"}:
         raise TemplateError(f"{where} has a text part that is not just {{'type': 'text', 'text': '...'}}")
     return text
+
+
+def _joined(parts: Sequence[str | Message]) -> Iterator[Message]:
+    """Texts that stand side by side are one."""
+    for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+        if not is_text:
+            yield from (part for part in group if not isinstance(part, str))
+        elif text := "".join(map(str, group)):
+            yield {"type": "text", "text": text}
 
 
 def _tool_calls(calls: object, where: str) -> Iterator[Message]:

@@ -1,6 +1,7 @@
 // A request for an answer: what is sent, and how the stream's pieces change a turn.
 
 import { stream } from "./api.js";
+import { content } from "./media.js";
 
 const EFFORT = { off: "none", short: "low", on: "medium" };
 const NUMBERS = ["temperature", "top_p", "top_k", "seed", "max_tokens"];
@@ -13,14 +14,14 @@ export function request(settings, model, turns) {
   body.reasoning_effort = EFFORT[settings.thinking] ?? "none";
   if (settings.thinking !== "off" && Number.isFinite(settings.budget)) body.thinking_budget = settings.budget;
   if (settings.tools?.length) body.tools = settings.tools;
-  return { ...body, messages: messages(settings.system, turns) };
+  return { ...body, messages: messages(settings, turns) };
 }
 
-function messages(system, turns) {
+function messages({ system, detail }, turns) {
   const list = system?.trim() ? [{ role: "system", content: system }] : [];
   for (const turn of turns) {
     if (turn.role === "tool") list.push({ role: "tool", tool_call_id: turn.id, content: turn.content });
-    else if (turn.role === "user") list.push({ role: "user", content: turn.content });
+    else if (turn.role === "user") list.push({ role: "user", content: content(turn, detail || "auto") });
     else list.push(answered(turn));
   }
   return list;
@@ -91,6 +92,11 @@ function facts(clock, usage, finish) {
   if (cached !== undefined) {
     list.push({ text: `${cached} of ${usage.prompt_tokens} prompt tokens reused`, title: usage.cache_reason ?? "" });
   }
+  for (const [kind, count] of Object.entries(usage?.prompt_tokens_details ?? {})) {
+    const name = { image_tokens: "image", audio_tokens: "sound", video_tokens: "video" }[kind];
+    if (name && count) list.push({ text: `${count} tokens of ${name}` });
+  }
+  for (const note of usage?.notes ?? []) list.push({ text: note });
   if (finish === "length") list.push({ text: "cut at the limit" });
   return list;
 }

@@ -1,16 +1,20 @@
 // The page: conversations on the left, one in the middle. Everything it knows lies in this browser.
 
 import { answer, fault, request } from "./answer.js";
+import { kindOf, Recorder, Tray } from "./media.js";
 import { getKey, models, Refusal, setKey } from "./api.js";
 import { chats, newChat, saveChats, saveSettings, settings, titled } from "./store.js";
 import { element, TurnView } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
-const FIELDS = ["system", "temperature", "top_p", "top_k", "seed", "max_tokens", "budget", "stop_text", "theme"];
+const FIELDS = ["system", "temperature", "top_p", "top_k", "seed", "max_tokens", "budget", "stop_text", "theme", "detail"];
 let chat = newChat();
 let known = [];
 let running = null; // the AbortController of the answer that is coming in
 let views = new Map();
+const trouble = (text) => { $("trouble").textContent = text; $("trouble").hidden = !text; };
+const tray = new Tray($("tray"), trouble);
+const recorder = new Recorder($("record"), (file) => tray.add([file]), trouble);
 
 // ---- conversations ---------------------------------------------------------------------------------------------
 
@@ -29,7 +33,7 @@ function show(which) {
 
 function append(turn) {
   $("thread").querySelector(".empty")?.remove();
-  const view = new TurnView(turn, { again, edit, results });
+  const view = new TurnView(turn, { again, edit, results, picture });
   views.set(turn, view);
   $("thread").append(view.root);
   return view;
@@ -62,8 +66,9 @@ function drop(one) {
 const model = () => known.find((one) => one.id === $("model").value);
 
 function send(text) {
-  if (running || !text.trim() || !model()) return;
-  chat.turns.push({ role: "user", content: text });
+  if (running || (!text.trim() && !tray.media.length) || !model()) return;
+  const media = tray.take();
+  chat.turns.push({ role: "user", content: text, ...(media.length ? { media } : {}) });
   append(chat.turns.at(-1));
   titled(chat);
   drawChats();
@@ -120,6 +125,7 @@ function edit(turn) {
   const at = turn ? chat.turns.indexOf(turn) : lastIndex("user");
   if (running || at < 0) return;
   $("composer").value = chat.turns[at].content;
+  tray.fill(chat.turns[at].media ?? []);
   cut(at);
   fit();
   $("composer").focus();
@@ -143,6 +149,13 @@ function cut(at) {
   if (before?.answered) { before.answered = false; views.get(before)?.draw(); }
   saveChats();
   drawEmpty();
+}
+
+// The picture that an answer is about: the last one that was shown before it.
+function picture(turn) {
+  const at = chat.turns.indexOf(turn);
+  const shown = chat.turns.slice(0, at < 0 ? undefined : at).flatMap((one) => one.media ?? []);
+  return shown.filter((one) => one.kind === "image" && one.data).at(-1) ?? null;
 }
 
 const lastIndex = (role) => chat.turns.findLastIndex((turn) => turn.role === role);
@@ -211,7 +224,7 @@ function checkTools() {
 
 async function connect() {
   try {
-    known = (await models()).map((one) => ({ id: one.id, chat: one.chat ?? true, looked: one.chat !== undefined }));
+    known = (await models()).map((one) => ({ id: one.id, chat: one.chat ?? true, looked: one.chat !== undefined, takes: one.input_modalities ?? [] }));
     $("state").textContent = "";
   } catch (error) {
     known = [];
@@ -228,6 +241,10 @@ function modelChanged() {
   $("thinking").disabled = !one?.chat;
   $("hint").textContent = one && !one.chat ? "A base model: it continues what you write." : "";
   $("send").disabled = !one;
+  const kinds = ["image", "audio", "video"].filter((kind) => one?.takes?.includes(kind));
+  $("attach").hidden = !kinds.length;
+  $("files").accept = kinds.map((kind) => `${kind}/*`).join(",");
+  $("record").hidden = !kinds.includes("audio") || !window.MediaRecorder;
   drawEmpty();
 }
 
@@ -257,7 +274,27 @@ $("composer").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send($("composer").value); }
   if (event.key === "ArrowUp" && !$("composer").value) { event.preventDefault(); edit(); }
 });
+// Only what the model takes: a file that it cannot see is better refused here than by the server.
+function given(files) {
+  const one = model();
+  const taken = [...files].filter((file) => !kindOf(file) || one?.takes?.includes(kindOf(file)));
+  tray.add(taken).then(() => { if (taken.length < files.length) trouble("This model does not take such files."); });
+}
+$("attach").addEventListener("click", () => $("files").click());
+$("files").addEventListener("change", () => { given($("files").files); $("files").value = ""; });
+$("record").addEventListener("click", () => recorder.toggle());
+document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over-page"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over-page"); });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("over-page");
+  if (event.dataTransfer.files.length) given(event.dataTransfer.files);
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData?.files.length) { event.preventDefault(); given(event.clipboardData.files); }
+});
 const SHORT = {
+  KeyA: () => { if (!$("attach").hidden) $("files").click(); }, KeyM: () => { if (!$("record").hidden) recorder.toggle(); },
   KeyN: () => show(newChat()), KeyR: () => again(), KeyS: () => openSettings(),
   KeyT: () => { const folds = $("thread").querySelectorAll("details.thought"); const last = folds[folds.length - 1]; if (last) last.open = !last.open; },
   KeyC: () => navigator.clipboard?.writeText(chat.turns[lastIndex("assistant")]?.content ?? ""),

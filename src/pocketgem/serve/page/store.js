@@ -11,7 +11,12 @@ function read(name, usual) {
 }
 
 function write(name, value) {
-  try { localStorage.setItem(name, JSON.stringify(value)); return true; } catch { return false; }
+  try { localStorage.setItem(name, JSON.stringify(value, lighter)); return true; } catch { return false; }
+}
+
+// Files are too large for what a browser keeps: of a medium only its name stays.
+function lighter(name, value) {
+  return name === "media" && Array.isArray(value) ? value.map(({ kind, name }) => ({ kind, name, size: 0 })) : value;
 }
 
 export function saveSettings() { write(SETTINGS, settings); }
@@ -29,5 +34,6 @@ export function newChat() {
 }
 
 export function titled(chat) {
-  if (!chat.title && chat.turns[0]) chat.title = chat.turns[0].content.trim().slice(0, 60);
+  const first = chat.turns[0];
+  if (!chat.title && first) chat.title = (first.content.trim() || first.media?.[0]?.name || "").slice(0, 60);
 }

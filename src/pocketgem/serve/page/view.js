@@ -1,6 +1,8 @@
 // One turn of a conversation as DOM nodes, and changing them while an answer comes in.
 
 import { markdown } from "./markdown.js";
+import { preview } from "./media.js";
+import { drawn, placesIn } from "./places.js";
 
 export function element(kind, { text, ...more } = {}, ...children) {
   const node = Object.assign(document.createElement(kind), more);
@@ -30,11 +32,26 @@ export class TurnView {
 
   draw() {
     const { turn } = this;
-    if (turn.role !== "assistant") this.body.textContent = turn.content;
+    if (turn.role !== "assistant") this.body.replaceChildren(...this.given());
     else this.body.replaceChildren(...this.answer());
     this.root.classList.toggle("writing", Boolean(turn.writing));
     this.root.setAttribute("aria-busy", String(Boolean(turn.writing)));
     this.meta.replaceChildren(...this.facts());
+  }
+
+  // What the person wrote, behind what they showed.
+  given() {
+    const { turn } = this;
+    if (!turn.media?.length) return turn.content ? [turn.content] : [];
+    return [element("div", { className: "media" }, ...turn.media.map(preview)), turn.content];
+  }
+
+  // The picture with the boxes and points of a whole answer on it.
+  places() {
+    const { turn } = this;
+    const places = turn.writing ? [] : placesIn(turn.content);
+    const image = places.length ? this.actions.picture(turn) : null;
+    return image ? [drawn(image, places)] : [];
   }
 
   answer() {
@@ -44,7 +61,7 @@ export class TurnView {
       const text = element("div");
       text.append(markdown(turn.content));
       for (const pre of text.querySelectorAll("pre")) pre.append(copier(() => pre.querySelector("code").textContent));
-      parts.push(...text.childNodes);
+      parts.push(...this.places(), ...text.childNodes);
     }
     (turn.calls ?? []).forEach((call, index) => parts.push(this.call(call, index)));
     for (const fault of turn.faults ?? []) parts.push(element("div", { className: "fault", text: fault }));
