@@ -96,7 +96,7 @@ def test_a_model_without_towers_is_refused_before_it_is_loaded(cli: Cli, files: 
 
 
 def test_detect_and_point_write_and_draw(cli: Cli, twin: Path, files: Any, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
-    monkeypatch.setattr("pocketgem.pointing.MOST", 2)
+    monkeypatch.setattr("pocketgem.pointing.MOST", 1)
     drawn = tmp_path / "drawn.png"
     ran = cli("detect", twin, files["a.png"], "cats", "--draw", drawn, "--json")
     assert ran.code == 0, ran.err

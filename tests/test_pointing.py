@@ -30,7 +30,7 @@ SCRIPT = Script(
         "scene by scene": [json.dumps(SCENES)],
     }
 )
-TRIES = 8  # of 200; ``python -m tests.test_pointing FOLDER`` runs them all
+TRIES = 3  # of 200; ``python -m tests.test_pointing FOLDER`` runs them all
 
 
 @pytest.fixture(scope="module")
