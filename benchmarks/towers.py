@@ -12,6 +12,7 @@ of its own. ``gap``: the largest difference of a row's number, beside the larges
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import json
 import sys
@@ -62,8 +63,8 @@ def image(folder: Path, layout: str) -> Case:
         }
     ).eval()
     _randomise(parts)
-    parts.bfloat16()
-    save_file({f"model.{name}": tensor for name, tensor in parts.state_dict().items()}, folder / "model.safetensors")
+    stored = {f"model.{name}": tensor.bfloat16() for name, tensor in parts.state_dict().items()}
+    save_file(stored, folder / "model.safetensors")
     towers = Towers(ours, open_safetensors(folder), layout)
     picture = Picture(np.random.default_rng(1).integers(0, 256, (768, 768, 3), np.uint8))
     cut = patches(picture, 280)
@@ -71,7 +72,7 @@ def image(folder: Path, layout: str) -> Case:
     theirs = Gemma4ImageProcessorPil()(images=[picture.pixels], return_tensors="pt")
 
     def reference(dtype: torch.dtype) -> Callable[[], Tensor]:
-        own = {name: part.to(dtype) for name, part in _copies(parts).items()}
+        own = _in(parts, dtype)
 
         def encode() -> Tensor:
             seen = own["vision_tower"](theirs["pixel_values"].to(dtype), theirs["image_position_ids"])
@@ -90,10 +91,14 @@ def image(folder: Path, layout: str) -> Case:
     )
 
 
-def _copies(parts: nn.ModuleDict) -> dict[str, nn.Module]:
-    import copy
-
-    return {name: copy.deepcopy(part) for name, part in parts.items()}
+def _in(parts: nn.ModuleDict, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """As transformers loads them: weights in ``dtype``, the rope's frequencies in float32 whatever it is."""
+    own = copy.deepcopy(parts).to(dtype)
+    for module, original in zip(own.modules(), parts.modules(), strict=True):
+        for name, buffer in original.named_buffers(recurse=False):
+            if name.endswith("inv_freq"):
+                setattr(module, name, buffer)
+    return dict(own.items())
 
 
 def _randomise(parts: nn.Module) -> None:
@@ -111,6 +116,8 @@ def _randomise(parts: nn.Module) -> None:
             tensor.normal_(std=0.02)
         elif tensor.ndim > 1:
             tensor.normal_(std=tensor.shape[-1] ** -0.5)
+        if not name.endswith("inv_freq"):
+            tensor.copy_(tensor.bfloat16())  # as released
 
 
 CASES: dict[str, Callable[[Path], Case]] = {

@@ -129,7 +129,8 @@ def vision_tensors(projector: Projector, tensors: Tensors, where: str) -> dict[s
     names, found = _NAMES[projector], {}
     for gguf, tensor in tensors.items():
         if gguf.startswith(("v.", "mm.")) and not gguf.startswith("mm.a."):
-            found[name] = _undone(name := _hf_name(names, gguf, where), tensor, where)
+            name = _hf_name(names, gguf, where)
+            found[name] = _undone(name, tensor, where)
     return _in_order(found) if projector == "gemma3" else found
 
 

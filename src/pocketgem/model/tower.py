@@ -44,7 +44,8 @@ class ClippedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.clipped:
             return self.linear(x)  # type: ignore[no-any-return]
-        return clip(self.linear(clip(x, self.input_min, self.input_max)), self.output_min, self.output_max)
+        out: Tensor = self.linear(clip(x, self.input_min, self.input_max))
+        return out.clamp_(float(self.output_min), float(self.output_max))  # nobody else holds it
 
 
 def clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
