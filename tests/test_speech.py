@@ -129,6 +129,12 @@ def test_a_translation_is_taken_out_of_its_answer() -> None:
     assert sum(lengths) == pytest.approx(40), "pieces of a translation do not overlap"
 
 
+def test_the_mark_of_a_translation_begins_a_line_where_there_is_one() -> None:
+    task = Task.of("de", "English")
+    assert task.read("Er sagt English: ja.\nEnglish: He says yes.") == ("Er sagt English: ja.", "He says yes.")
+    assert task.read("Guten Tag. English: Good day.") == ("Guten Tag.", "Good day.")
+
+
 def test_a_translation_alone_is_taken_for_one() -> None:
     found = translate(Fake(["Good day."]), sound(1), "de")  # type: ignore[arg-type]
     assert (found.said, found.text) == ("", "Good day.")

@@ -9,6 +9,7 @@ what two of them both say is kept once. Prompts are those of Google's documentat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,8 +87,12 @@ class Task:
         """An answer -> what was said, and what was asked for: the same, or its translation."""
         if self.target is None:
             return _line(answer), _line(answer)
-        said, mark, translation = answer.partition(f"{self.target}:")
-        return (_line(said), _line(translation)) if mark else ("", _line(answer))  # else the translation came alone
+        mark = re.search(rf"^\s*{re.escape(self.target)}:", answer, re.MULTILINE) or re.search(
+            rf"{re.escape(self.target)}:", answer
+        )
+        if mark is None:
+            return "", _line(answer)  # the translation came alone
+        return _line(answer[: mark.start()]), _line(answer[mark.end() :])
 
 
 @dataclass(frozen=True)
