@@ -142,20 +142,29 @@ class SiglipLayer(nn.Module):
         return out
 
 
+class SiglipLayers(nn.Module):
+    """The stack."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(SiglipLayer(shape) for _ in range(shape.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class SiglipTower(nn.Module):
     """Patches -> rows, as many."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embeddings = Embeddings(shape)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(SiglipLayer(shape) for _ in range(shape.layers))})
-        self.post_layernorm = LayerNorm(shape.hidden, shape.eps)
+        self.encoder, self.post_layernorm = SiglipLayers(shape), LayerNorm(shape.hidden, shape.eps)
 
     def forward(self, values: Tensor, positions: Tensor) -> Tensor:
-        x = self.embeddings(values, positions)
-        for layer in self.encoder["layers"]:  # type: ignore[union-attr]  # a ModuleList
-            x = layer(x)
-        out: Tensor = self.post_layernorm(x)
+        out: Tensor = self.post_layernorm(self.encoder(self.embeddings(values, positions)))
         return out
 
 

@@ -187,8 +187,8 @@ class VisionTower(nn.Module):
         self.std_scale = nn.Parameter(torch.empty(shape.hidden)) if shape.standardised else None
 
     def forward(self, values: Tensor, positions: Tensor) -> Tensor:
-        x = self.encoder(self.patch_embedder(values, positions), positions)
-        x = pooled(x, positions, self.shape.pool) * self.shape.hidden**0.5
+        x: Tensor = self.encoder(self.patch_embedder(values, positions), positions)
+        x = pooled(x, positions, self.shape.pool) * float(self.shape.hidden**0.5)
         return x if self.std_bias is None or self.std_scale is None else (x - self.std_bias) * self.std_scale
 
 
