@@ -217,3 +217,19 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["tune", str(base), str(tmp_path / "none.jsonl"), "--out", out]) == 2
     assert main([*options, "--modules", "abacus"]) == 2
     assert "this model has no abacus" in capsys.readouterr().err
+
+
+def test_a_trained_adapter_is_put_on_when_a_model_is_loaded(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = prepare(LLM.load(base, dtype=torch.float32), write_examples(tmp_path / "data.jsonl"), tmp_path, RECIPE)
+    run.train(lambda taken, going: None)
+    adapter = tmp_path / "adapter"
+    plain, changed = LLM.load(base), LLM.load(base, adapter=adapter)
+    assert changed.attached is not None
+    assert changed.attached.effect.kl > 0
+    assert plain.score("say hello hello").logprobs != changed.score("say hello hello").logprobs
+    assert main(["run", str(base), "say hello", "--adapter", str(adapter), "--max-tokens", "2", "--raw"]) == 0
+    assert "adapter on" in capsys.readouterr().err
+    (adapter / "adapter_model.safetensors").write_bytes(b"\0" * 64)
+    assert main(["run", str(base), "say hello", "--adapter", str(adapter)]) == 2
