@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketgem.config import from_hf, released_config
-from pocketgem.errors import MediaError
+from pocketgem.errors import FormatError, MediaError
 from pocketgem.media.kinds import Picture
 from pocketgem.media.patches import BUDGETS, patches, prepare, smallest_budget, square, target_size, tokens_of
 from tests import picture_parity
@@ -92,3 +93,10 @@ def test_each_model_gets_what_its_tower_takes(layout: str, numbers: int, tokens:
     assert found.values.min() == found.values.max() == np.float32(1.0)
     assert len(found.positions) == len(found.values)
     assert found.tokens == tokens
+
+
+@pytest.mark.parametrize("sizes", [{"patch_size": 1 << 20}, {"pooling_kernel_size": 65}, {"patch_size": 32}])
+def test_a_config_cannot_ask_for_gigabytes(sizes: dict[str, object]) -> None:
+    config = from_hf(released_config("gemma-4-E2B"), "here")
+    with pytest.raises(FormatError, match="vision_config"):
+        prepare(replace(config, vision={**(config.vision or {}), **sizes}), Picture(np.zeros((9, 9, 3), np.uint8)), 70)

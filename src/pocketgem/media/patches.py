@@ -24,18 +24,22 @@ Filter = Literal["BICUBIC", "BILINEAR"]
 BUDGETS = (70, 140, 280, 560, 1120)  # rows of the text model for one picture
 USUAL_BUDGET = 280
 PATCH, POOL = 16, 3  # pixels of a patch's side; patches of a pooled block's side
+MOST_UNIT, MOST_SQUARE = 64, 2048  # pixels a side that a config may ask for: some 50 MB of values for one picture
 
 
 def prepare(config: ModelConfig, picture: Picture, budget: int) -> Patches:
     """The picture as this model's tower takes it. Gemma 3's square has no budget: it is not looked at.
 
-    Raises MediaError for another budget than ``BUDGETS``, or where Pillow is not installed.
+    Raises MediaError for another budget than ``BUDGETS``, or where Pillow is not installed; FormatError for a config
+    that asks for absurd sizes.
     """
     fields = Fields(config.vision or {}, "vision_config")
     if config.family == "gemma3":
         tokens = fields.int("mm_tokens_per_image", 256)
-        return square(picture, fields.int("image_size", 224, high=4096), fields.int("patch_size", 16), tokens)
-    patch, pool = fields.int("patch_size", PATCH, high=64), fields.int("pooling_kernel_size", POOL, high=16)
+        size = fields.int("image_size", 224, high=MOST_SQUARE)
+        return square(picture, size, fields.int("patch_size", 16, high=size), tokens)
+    pool = fields.int("pooling_kernel_size", POOL, high=MOST_UNIT)
+    patch = fields.int("patch_size", PATCH, high=MOST_UNIT // pool)
     if config.unified:
         return merged(picture, budget, patch, pool)
     return patches(picture, budget, patch, pool)
