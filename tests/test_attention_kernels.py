@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -61,6 +61,7 @@ class Rows:
     cos: Tensor  # [rows, dim / 2]
     sin: Tensor
     positions: Tensor
+    last: Tensor | None = None  # positions that rows see on to
 
 
 def rows_of(shape: Shape, pasts: Sequence[Past]) -> Rows:
@@ -77,7 +78,8 @@ def attend(kernel: Any, shape: Shape, rows: Rows, pasts: Sequence[Past], scale: 
         spans.append((start, stop, p.k.data_ptr(), p.v.data_ptr(), p.first, len(p.k)))
         start = stop
     out = torch.full_like(rows.q, 7.0)
-    turned = (rows.norm.data_ptr(), EPS, rows.cos.data_ptr(), rows.sin.data_ptr(), rows.positions.data_ptr())
+    last = 0 if rows.last is None else rows.last.data_ptr()
+    turned = (rows.norm.data_ptr(), EPS, rows.cos.data_ptr(), rows.sin.data_ptr(), rows.positions.data_ptr(), last)
     sizes = (start, shape.heads, shape.kv_heads, shape.dim, shape.window, scale)
     native.attend(kernel, rows.q.data_ptr(), *turned, *sizes, spans, out.data_ptr())
     return out
@@ -89,7 +91,8 @@ def attend_torch(shape: Shape, rows: Rows, pasts: Sequence[Past], scale: float) 
     outs, start = [torch.empty(0, shape.heads, shape.dim)], 0
     for p in pasts:
         stop = start + len(p.positions)
-        mask = ops.visible(p.positions, p.first, len(p.k), shape.window or None)
+        last = None if rows.last is None else rows.last[start:stop]
+        mask = ops.visible(p.positions, p.first, len(p.k), shape.window or None, last)
         if stop > start:
             outs.append(ops.attention(q[start:stop], p.k.float(), p.v.float(), mask, scale))
         start = stop
@@ -103,6 +106,20 @@ def check(kernel: Any, shape: Shape, pasts: Sequence[Past], scale: float = 0.1, 
 
 
 HEADS = [(1, 1), (4, 1), (8, 2), (8, 8), (3, 1), (10, 2), (16, 1)]
+
+
+@pytest.mark.parametrize("window", [0, 6, 50])
+@pytest.mark.parametrize("rows", [2, 3, 40])
+def test_rows_that_see_on_to_the_end_of_their_image(one: Any, window: int, rows: int) -> None:
+    shape = Shape(4, 2, 64, window)
+    torch.manual_seed(rows)
+    pasts = [past(shape, 30 + rows, rows), past(shape, 7, 1)]
+    made = rows_of(shape, pasts)
+    last = made.positions.clone()
+    last[: rows - 1] = made.positions[rows - 2]  # all but the last row of the first sequence are one image
+    made = replace(made, last=last)
+    expected = attend_torch(shape, made, pasts, 0.1)
+    torch.testing.assert_close(attend(one, shape, made, pasts, 0.1), expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dim", [32, 64, 96, 128, 256, 512])
@@ -240,13 +257,13 @@ def test_the_binding_refuses_what_does_not_fit(one: Any) -> None:
     out = torch.zeros(4, 64)
     address = out.data_ptr()
     with pytest.raises(ValueError, match="multiple of 32"):
-        native.attend(one, *[address, 0, EPS], *[address] * 3, 4, 1, 1, 48, 0, 1.0, [], address)
+        native.attend(one, *[address, 0, EPS], *[address] * 3, 0, 4, 1, 1, 48, 0, 1.0, [], address)
     with pytest.raises(ValueError, match="multiple of key heads"):
-        native.attend(one, *[address, 0, EPS], *[address] * 3, 4, 3, 2, 64, 0, 1.0, [], address)
+        native.attend(one, *[address, 0, EPS], *[address] * 3, 0, 4, 3, 2, 64, 0, 1.0, [], address)
     with pytest.raises(ValueError, match="not within the rows"):
-        native.attend(one, *[address, 0, EPS], *[address] * 3, 4, 1, 1, 64, 0, 1.0, [(3, 5, 0, 0, 0, 0)], address)
+        native.attend(one, *[address, 0, EPS], *[address] * 3, 0, 4, 1, 1, 64, 0, 1.0, [(3, 5, 0, 0, 0, 0)], address)
     with pytest.raises(ValueError, match="negative"):
-        native.attend(one, *[address, 0, EPS], *[address] * 3, 4, 1, 1, 64, 0, 1.0, [(3, 4, 0, 0, 0, -1)], address)
+        native.attend(one, *[address, 0, EPS], *[address] * 3, 0, 4, 1, 1, 64, 0, 1.0, [(3, 4, 0, 0, 0, -1)], address)
 
 
 # ---- row functions ---------------------------------------------------------------------------------------------------
