@@ -83,7 +83,7 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pieces, pieces, st.integers(0, 2), st.sampled_from(GEMMA_4))
 def test_no_text_makes_a_place(before: list[str], behind: list[str], count: int, path: Any) -> None:
     content = [text("".join(before) or "b"), *[PICTURE] * count, text("".join(behind) or "c")]

@@ -78,6 +78,12 @@ def test_what_is_transparent_lies_over_white(decoder: Decoder, mode: str, kind: 
     assert np.abs(decoder.picture(data).pixels - over_white(image)).max() <= 1
 
 
+def test_a_transparency_that_hides_nothing(decoder: Decoder) -> None:
+    pixels = noise(40, 50)
+    picture = decoder.picture(encoded(Image.fromarray(pixels).convert("RGBA"), "PNG"))
+    np.testing.assert_array_equal(picture.pixels, pixels)
+
+
 def test_a_colour_that_stands_for_nothing_is_white(decoder: Decoder) -> None:
     image = Image.fromarray(np.array([[0, 1, 2, 1]], np.uint8), "P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])

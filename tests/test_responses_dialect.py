@@ -390,9 +390,7 @@ def test_formats_and_choices() -> None:
         (body(input=[{"type": "item_reference", "id": "x"}]), "input[0].type", "taken here"),
         (body(input=[{"role": "tool", "content": "x"}]), "input[0].role", "one of"),
         (
-            body(
-                input=[{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://169.254.169.254/"}]}]
-            ),
+            body(input=[{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://169.254.169.254/"}]}]),
             "input[0].content[0].image_url",
             "must be a data url",
         ),

@@ -133,6 +133,12 @@ def test_the_log_says_how_long_it_was_and_not_what(server: Running) -> None:
     assert "Hallo" not in json.dumps(server.lines)
 
 
+def test_an_answer_that_reached_its_limit_is_told(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketgem.serve.audio.MAX_TOKENS", 40)
+    assert "reached its limit of tokens" in post(server, {"language": "pl"}).json()["notes"][0]
+    assert "notes" not in post(server, {"language": "de"}).json()
+
+
 def test_several_at_once_get_their_own_answers(server: Running) -> None:
     wanted = {"de": "Hallo Welt. Wie geht es dir?", "nl": "een twee drie"}
     with ThreadPoolExecutor(6) as pool:

@@ -42,7 +42,8 @@ class Fake:
     def chat(self, messages: Any, **options: Any) -> Reply:
         self.asked.append(messages)
         self.options.append(options)
-        return Reply(self.answers[len(self.asked) - 1], "", FinishReason.STOP, Stats())
+        answer = self.answers[len(self.asked) - 1]
+        return Reply(answer, "", FinishReason.LENGTH if answer.endswith("and") else FinishReason.STOP, Stats())
 
 
 def sound(seconds: float, *pauses: float) -> Sound:
@@ -129,6 +130,12 @@ def test_a_translation_is_taken_out_of_its_answer() -> None:
     assert sum(lengths) == pytest.approx(40), "pieces of a translation do not overlap"
 
 
+def test_the_mark_of_a_translation_begins_a_line_where_there_is_one() -> None:
+    task = Task.of("de", "English")
+    assert task.read("Er sagt English: ja.\nEnglish: He says yes.") == ("Er sagt English: ja.", "He says yes.")
+    assert task.read("Guten Tag. English: Good day.") == ("Guten Tag.", "Good day.")
+
+
 def test_a_translation_alone_is_taken_for_one() -> None:
     found = translate(Fake(["Good day."]), sound(1), "de")  # type: ignore[arg-type]
     assert (found.said, found.text) == ("", "Good day.")
@@ -137,6 +144,14 @@ def test_a_translation_alone_is_taken_for_one() -> None:
 def test_words_that_a_translation_repeats_stay() -> None:
     llm = Fake(["Nein.\nEnglish: no", "Nein.\nEnglish: no way"])
     assert translate(llm, sound(40, 27), "de").text == "no no way"  # type: ignore[arg-type]
+
+
+def test_an_answer_that_reached_its_limit_is_told() -> None:
+    llm = Fake(["It goes on and", "on for ever."])
+    found = transcribe(llm, sound(40, 27), "en")  # type: ignore[arg-type]
+    assert [one.whole for one in found.segments] == [False, True]
+    assert found.notes == ("from 0 s to 27 s the answer reached its limit of tokens: it is not whole",)
+    assert transcribe(Fake(["All."]), sound(1)).notes == ()  # type: ignore[arg-type]
 
 
 # ---- languages -------------------------------------------------------------------------------------------------------

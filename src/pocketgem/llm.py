@@ -41,7 +41,7 @@ from pocketgem.memory.plan import Plan
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.quant import store_of
 from pocketgem.model.towers import Towers
-from pocketgem.opening import Wishes, bytes_of, engine_of, opened, past_folder
+from pocketgem.opening import Attached, Wishes, bytes_of, engine_of, opened, past_folder
 from pocketgem.parts import defaults_of, nameless_ids, template_of
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.senses import Senses
@@ -75,13 +75,16 @@ class LLM:
         folder: PastFolder | None = None,
         decoder: Decoder | None = None,
         image_budget: Budget = "auto",
+        attached: Attached | None = None,
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
         kept, folder: bytes for pasts in memory, and where they lie on disk; decoder, image_budget: see ``load``.
+        attached: the adapter that is on the model.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
+        self.attached = attached
         self.engine = engine_of(model, tokenizer, context, plan, kept, folder)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
@@ -111,6 +114,7 @@ class LLM:
         kept: int | str | None = None,
         cache_dir: str | Path | None = None,
         cache_size: int | str = CACHE_SIZE,
+        adapter: str | Path | None = None,
         mmproj: str | Path | None = None,
         image_budget: Budget = "auto",
         media: Collection[str] = (),
@@ -144,6 +148,8 @@ class LLM:
                 past, where that takes more).
             cache_dir: a folder, of this person alone, that keeps pasts from one run to the next, in ``cache_size``
                 bytes at most. What was said can be read from it.
+            adapter: a folder with an adapter in PEFT's format; it is proved to change the model's answers, and
+                ``attached`` says how much. Over packed weights fused layers are taken apart for it, which costs speed.
             mmproj: a GGUF file with the towers of a model that is itself a GGUF file.
             image_budget: tokens for an image whose message names none, 70, 140, 280, 560 or 1120; "auto" takes the
                 fewest that lose no detail.
@@ -162,7 +168,17 @@ class LLM:
         found = opened(
             checkpoint,
             Wishes(
-                dtype, context, threads, ple, device, keep_packed, expert_memory, memory, sequences, frozenset(media)
+                dtype,
+                context,
+                threads,
+                ple,
+                device,
+                keep_packed,
+                expert_memory,
+                memory,
+                sequences,
+                frozenset(media),
+                None if adapter is None else Path(adapter),
             ),
             progress,
         )
@@ -179,6 +195,7 @@ class LLM:
             folder=folder,
             decoder=decoder,
             image_budget=image_budget,
+            attached=found.attached,
         )
 
     @property

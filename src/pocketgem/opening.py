@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from pocketgem.adapters.effect import Effect, attach_and_prove_
+from pocketgem.adapters.peft import Adapter, open_adapter
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.types import Progress
@@ -44,6 +46,15 @@ class Wishes:
     memory: int | str | None
     sequences: int
     media: frozenset[str] = frozenset()  # image, audio, video: what will be given
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """The adapter that is on a model, and what it did to a probe when it was put on."""
+
+    adapter: Adapter
+    effect: Effect
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Opened:
     files: tuple[MappedFile, ...]
     plan: Plan | None
     context: int | None
+    attached: Attached | None = None
 
 
 def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) -> Opened:
@@ -64,6 +76,8 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
     place, device = checked_place(wishes.ple, checkpoint.config), checked_device(wishes.device)
     dtype = checked_dtype(wishes.dtype)
     threads = None if wishes.threads is None else checked_threads(wishes.threads)
+    experts = None if checkpoint.config.experts is None else checkpoint.config.experts.num_experts
+    adapter = None if wishes.adapter is None else open_adapter(wishes.adapter, experts)
     plan, context, expert_memory = None, wishes.context, wishes.expert_memory
     if wishes.memory is not None:
         wish = Wish(bytes_of(wishes.memory), None, context, place, expert_memory)
@@ -85,7 +99,8 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         expert_memory=expert_memory,
         progress=progress,
     )
-    return Opened(model, tokenizer, checkpoint, files, plan, context)
+    attached = None if adapter is None else Attached(adapter, attach_and_prove_(model, adapter.deltas))
+    return Opened(model, tokenizer, checkpoint, files, plan, context, attached)
 
 
 def towers_for(kinds: Collection[str]) -> frozenset[str]:
@@ -98,6 +113,8 @@ def towers_for(kinds: Collection[str]) -> frozenset[str]:
 def past_folder(found: Opened, folder: Path, size: int) -> PastFolder:
     """Where a model's pasts lie on disk, in ``size`` bytes at most."""
     about = identity_of(found.checkpoint, found.model)
+    if found.attached is not None:
+        about = f"{about} {found.attached.adapter.identity}"
     return PastFolder(folder, size, about, found.model.new_cache())
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ MAX_LABEL = 60  # characters
 MAX_WHAT = 2000  # characters of what is looked for
 COLOURS = ((230, 25, 75), (0, 130, 200), (60, 180, 75), (245, 130, 48), (145, 30, 180), (0, 128, 128))
 
+Tell = Callable[[str], object]
 Image = bytes | Path | Picture
 Video = bytes | Path | Clip
 
@@ -76,34 +77,39 @@ class Captions:
         return vtt(self.lines)
 
 
-def detect(llm: LLM, image: Image, what: str, **options: Any) -> list[Box]:
+def _silent(note: str) -> None:
+    """Nobody wants to know."""
+
+
+def detect(llm: LLM, image: Image, what: str, *, tell: Tell = _silent, **options: Any) -> list[Box]:
     """Boxes around everything in a picture that is ``what``.
 
     image: a file's bytes, its Path, or a decoded picture, to whose pixels the boxes refer. options: those of
-    ``LLM.chat``, sampling above all; unless said, the likeliest answer is taken. Raises MediaError, PromptError.
+    ``LLM.chat``, sampling above all; unless said, the likeliest answer is taken. tell: called with what a person should
+    know, such as that the picture was made smaller. Raises MediaError, PromptError.
     """
     picture = llm.senses.picture(image)
     prompt = f"Detect {_checked(what)} in the image. Answer with JSON: a list of a box_2d and a label for each."
-    places = _ask(llm, {"type": "image", "image": picture}, prompt, _places("box_2d", 4), options)
+    places = _ask(llm, {"type": "image", "image": picture}, prompt, _places("box_2d", 4), tell, options)
     return [box_of(place["box_2d"], place["label"], picture.size) for place in places]
 
 
-def point(llm: LLM, image: Image, what: str, **options: Any) -> list[Point]:
+def point(llm: LLM, image: Image, what: str, *, tell: Tell = _silent, **options: Any) -> list[Point]:
     """A point on everything in a picture that is ``what``. Arguments and errors as of ``detect``."""
     picture = llm.senses.picture(image)
     prompt = f"Point to {_checked(what)} in the image. Answer with JSON: a list of a point and a label for each."
-    places = _ask(llm, {"type": "image", "image": picture}, prompt, _places("point", 2), options)
+    places = _ask(llm, {"type": "image", "image": picture}, prompt, _places("point", 2), tell, options)
     return [point_of(place["point"], place["label"], picture.size) for place in places]
 
 
-def caption(llm: LLM, video: Video, *, frames: int | None = None, **options: Any) -> Captions:
+def caption(llm: LLM, video: Video, *, frames: int | None = None, tell: Tell = _silent, **options: Any) -> Captions:
     """What happens in a video, with the times from which to which.
 
     frames: pictures taken from it; None for 32. The other arguments and errors are as of ``detect``.
     """
     clip = llm.senses.clip(video, frames)
     prompt = "Describe what happens in this video, scene by scene, as JSON: a list of start (MM:SS), end and text."
-    scenes = _ask(llm, {"type": "video", "video": clip}, prompt, _SCENES, options)
+    scenes = _ask(llm, {"type": "video", "video": clip}, prompt, _SCENES, tell, options)
     return Captions(tuple(_scene(scene, clip.duration) for scene in scenes), clip.duration)
 
 
@@ -163,11 +169,18 @@ _SCENES = _list_of({"start": _TIME, "end": _TIME, "text": {"type": "string", "ma
 
 
 def _ask(
-    llm: LLM, medium: Mapping[str, object], prompt: str, schema: Mapping[str, object], options: Mapping[str, Any]
+    llm: LLM,
+    medium: Mapping[str, object],
+    prompt: str,
+    schema: Mapping[str, object],
+    tell: Tell,
+    options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     wanted = options if "params" in options else {"temperature": 0.0, **options}
     messages = [{"role": "user", "content": [medium, {"type": "text", "text": prompt}]}]
     reply = llm.chat(messages, format=JsonSchema(schema), **wanted)
+    for note in reply.notes:
+        tell(note)
     try:
         found: list[dict[str, Any]] = json.loads(reply.content)
     except ValueError as error:

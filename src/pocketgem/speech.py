@@ -9,12 +9,14 @@ what two of them both say is kept once. Prompts are those of Google's documentat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketgem.engine.request import FinishReason
 from pocketgem.errors import PromptError
 from pocketgem.media.kinds import Sound
 from pocketgem.media.pieces import OVERLAP, Piece, cut, glued, own_parts
@@ -86,21 +88,34 @@ class Task:
         """An answer -> what was said, and what was asked for: the same, or its translation."""
         if self.target is None:
             return _line(answer), _line(answer)
-        said, mark, translation = answer.partition(f"{self.target}:")
-        return (_line(said), _line(translation)) if mark else ("", _line(answer))  # else the translation came alone
+        mark = re.search(rf"^\s*{re.escape(self.target)}:", answer, re.MULTILINE) or re.search(
+            rf"{re.escape(self.target)}:", answer
+        )
+        if mark is None:
+            return "", _line(answer)  # the translation came alone
+        return _line(answer[: mark.start()]), _line(answer[mark.end() :])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote about one piece. ``whole``: it ended by itself, and not for its limit of tokens."""
+
+    text: str
+    whole: bool = True
 
 
 @dataclass(frozen=True)
 class Segment:
     """What is new in one piece. ``start`` and ``end``, in seconds, are those of its cuts.
 
-    said: as it was said. text: what was asked for, which is ``said`` or its translation.
+    said: as it was said. text: what was asked for, which is ``said`` or its translation. whole: as in ``Answer``.
     """
 
     start: float
     end: float
     said: str
     text: str
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,15 @@ class Transcript:
     def lines(self) -> tuple[Line, ...]:
         """Subtitles. A segment's time is spread over its sentences by their length: the model gives no times."""
         return tuple(line for one in self.segments for line in spread(one.text, one.start, one.end))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know: where an answer reached its limit, so that text is missing or goes in circles."""
+        return tuple(
+            f"from {one.start:.0f} s to {one.end:.0f} s the answer reached its limit of tokens: it is not whole"
+            for one in self.segments
+            if not one.whole
+        )
 
     @property
     def srt(self) -> str:
@@ -146,13 +170,14 @@ def translate(
     return _asked(llm, sound, Task.of(source, target), options)
 
 
-def assembled(task: Task, sound: Sound, pieces: Sequence[Piece], answers: Sequence[str]) -> Transcript:
+def assembled(task: Task, sound: Sound, pieces: Sequence[Piece], answers: Sequence[Answer]) -> Transcript:
     """The answers about the pieces of a sound, as one."""
-    read = [task.read(answer) for answer in answers]
+    read = [task.read(answer.text) for answer in answers]
     said, texts = [said for said, _ in read], [text for _, text in read]
     if any(piece.start < piece.own for piece in pieces):
         said, texts = own_parts(said), own_parts(texts)
-    segments = tuple(Segment(*piece.seconds, *both) for piece, *both in zip(pieces, said, texts, strict=True))
+    rows = zip(pieces, said, texts, answers, strict=True)
+    segments = tuple(Segment(*piece.seconds, one, text, answer.whole) for piece, one, text, answer in rows)
     return Transcript(glued(texts), glued(said), segments, sound.seconds, task.source)
 
 
@@ -160,7 +185,8 @@ def _asked(llm: LLM, sound: Sound | bytes | Path, task: Task, options: Mapping[s
     heard = sound if isinstance(sound, Sound) else llm.senses.sound(sound)
     pieces = cut(heard, overlap=task.overlap)
     wanted = options if "params" in options else {"temperature": 0.0, "max_tokens": MAX_TOKENS, **options}
-    answers = [llm.chat(task.messages(piece.of(heard)), **wanted).content for piece in pieces]
+    replies = [llm.chat(task.messages(piece.of(heard)), **wanted) for piece in pieces]
+    answers = [Answer(reply.content, reply.finish is not FinishReason.LENGTH) for reply in replies]
     return assembled(task, heard, pieces, answers)
 
 

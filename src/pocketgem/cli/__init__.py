@@ -21,6 +21,7 @@ from pocketgem.cli.quantize import quantize_file
 from pocketgem.cli.run import run_model
 from pocketgem.cli.serve import serve_models
 from pocketgem.cli.synth import write_synthetic
+from pocketgem.cli.tune import tune_model
 
 # Plain help and plain errors: they look the same in a pipe, and a fault's traceback is ours to show or to hide.
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.command("plan", context_settings=HELP)(plan_model)
 app.command("quantize", context_settings=HELP)(quantize_file)
 app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
+app.command("tune", context_settings=HELP)(tune_model)
 app.command("export", context_settings=HELP)(export_model)
 app.command("verify", context_settings=HELP)(verify_files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +87,9 @@ def _ready(model: str, path: Path, *, quiet: bool, as_json: bool, **options: Any
 def _write(found: Transcript, format: Form, *, as_json: bool) -> None:
     if as_json:
         lines = [asdict(line) for line in found.lines]
-        print(json.dumps({"text": found.text, "said": found.said, "seconds": found.seconds, "lines": lines}))
+        told = {"text": found.text, "said": found.said, "seconds": found.seconds, "lines": lines}
+        print(json.dumps(told | ({"notes": found.notes} if found.notes else {})))
     else:
+        for note in found.notes:
+            print(note, file=sys.stderr)
         print(harmless({Form.TEXT: found.text, Form.SRT: found.srt, Form.VTT: found.vtt}[format]))

@@ -66,7 +66,7 @@ def detect_in(
     from pocketgem.pointing import detect
 
     picture = llm.senses.picture(part["image"])
-    boxes = detect(llm, picture, what, **o.given(max_tokens=max_tokens))
+    boxes = detect(llm, picture, what, tell=screen.note, **o.given(max_tokens=max_tokens))
     if draw is not None:
         _draw(picture, draw, boxes=boxes)
     _show([asdict(box) for box in boxes], as_json=as_json, screen=screen)
@@ -95,7 +95,7 @@ def point_in(
     from pocketgem.pointing import point
 
     picture = llm.senses.picture(part["image"])
-    points = point(llm, picture, what, **o.given(max_tokens=max_tokens))
+    points = point(llm, picture, what, tell=screen.note, **o.given(max_tokens=max_tokens))
     if draw is not None:
         _draw(picture, draw, points=points)
     _show([asdict(one) for one in points], as_json=as_json, screen=screen)
@@ -116,13 +116,13 @@ def caption_file(
     quiet: o.Quiet = False,
 ) -> None:
     """Tell what happens in a video, with times."""
-    llm, part, _ = _ready(
+    llm, part, screen = _ready(
         model, video, "video", quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
         context=context, threads=threads, memory=o.size(memory),
     )  # fmt: skip
     from pocketgem.pointing import caption
 
-    found = caption(llm, part["video"], frames=frames, **o.given(max_tokens=max_tokens))
+    found = caption(llm, part["video"], frames=frames, tell=screen.note, **o.given(max_tokens=max_tokens))
     if as_json:
         print(json.dumps({"seconds": found.seconds, "lines": [asdict(line) for line in found.lines]}))
     elif format is Form.TEXT:

@@ -82,6 +82,10 @@ ExpertMemory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="FOLDER", help="An adapter in PEFT's format; it is proved to act."),
+]
 DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run.")]
 Memory = Annotated[
     str | None,

@@ -25,6 +25,7 @@ from pocketgem.memory.program import status
 from pocketgem.sizes import gib
 
 if TYPE_CHECKING:
+    from pocketgem.adapters.effect import Effect
     from pocketgem.answers import TokenLogprob
     from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
@@ -43,6 +44,7 @@ def run_model(
     video: m.Videos = None,
     mmproj: m.Mmproj = None,
     image_budget: m.ImageBudget = "auto",
+    adapter: o.Adapter = None,
     system: o.System = None,
     think: o.Think = False,
     thinking_budget: o.ThinkingBudget = None,
@@ -124,10 +126,13 @@ def run_model(
             keep_packed=keep_packed,
             expert_memory=budget,
             memory=limit,
+            adapter=adapter,
             image_budget=shown,
             media={part["type"] for part in media},
             progress=bar,
         )
+    if llm.attached is not None:
+        screen.note(effect_text(llm.attached.effect))
     if text is None:
         with Lines() as lines:
             Conversation(llm, manner, lines.read, screen, media).hold(_short(model))
@@ -136,6 +141,14 @@ def run_model(
         _answer(llm, manner, content, screen, as_json=as_json)
     if (passed := passed_plan(llm.plan)) is not None:
         screen.note(passed)
+
+
+def effect_text(effect: Effect) -> str:
+    """One line: what an adapter did to a probe."""
+    return (
+        f"adapter on: a probe's next tokens moved by {effect.kl:.3g} nat, {effect.top_changed:.0%} of the most "
+        "probable ones are others"
+    )
 
 
 def passed_plan(plan: Plan | None) -> str | None:

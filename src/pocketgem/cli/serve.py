@@ -113,6 +113,7 @@ def serve_models(
     cache_dir: CacheDir = None,
     cache_size: CacheSize = "4GiB",
     mmproj: Mmproj = None,
+    adapter: o.Adapter = None,
     image_budget: ImageBudget = "auto",
     allow_remote_media: Remote = False,
     think: o.Think = False,
@@ -165,7 +166,7 @@ def serve_models(
         "dtype": None if dtype is o.Dtype.AUTO else dtype.value, "context": context, "threads": threads, "ple": ple,
         "device": device, "keep_packed": keep_packed, "expert_memory": budget, "memory": limit,
         "sequences": sequences, "kept": pasts, "cache_size": room, "offline": offline,
-        "image_budget": budget_of(image_budget),
+        "image_budget": budget_of(image_budget), "adapter": adapter_for(adapter, names),
     }  # fmt: skip
     load = Loader(options, mmprojs_of(mmproj or [], names), cache_dir)
     with sock:
@@ -239,6 +240,13 @@ def short_name(model: str) -> str:
     if not path.exists():
         return model
     return path.resolve().name.removesuffix(".gguf")
+
+
+def adapter_for(adapter: Path | None, names: dict[str, str]) -> Path | None:
+    """An adapter belongs to one model. Raises UsageError."""
+    if adapter is not None and len(names) > 1:
+        refuse("--adapter changes one model's weights: serve that model alone.")
+    return adapter
 
 
 def mmprojs_of(texts: list[str], names: dict[str, str]) -> dict[str, Path]:

@@ -96,6 +96,12 @@ def _refuse_unsupported(text: Fields, family: Family) -> None:
         raise UnsupportedError(f"{text.where}: attn_logit_softcapping is Gemma 2's; Gemma 3 has none")
 
 
+def _sees_whole(text: Fields, family: Family, unified: bool) -> bool:
+    """Whether the rows of an image see each other: the 12B's do where its config says nothing, and do not for null."""
+    usual = "vision" if unified else None
+    return family == "gemma3" or text.data.get("use_bidirectional_attention", usual) == "vision"
+
+
 def _layer_types(text: Fields, family: Family) -> list[str]:
     count = text.int("num_hidden_layers", 26 if family == "gemma3" else None, high=MAX_LAYERS)
     types = text.raw("layer_types", None)
@@ -117,7 +123,7 @@ def _layers(text: Fields, family: Family, unified: bool, types: list[str]) -> tu
     window = text.int("sliding_window", 1024 if unified else {"gemma3": 4096, "gemma3n": 512, "gemma4": 512}[family])
     heads = _heads(text, family, types)
     value_is_key = text.bool("attention_k_eq_v", False)
-    whole = family == "gemma3" or text.raw("use_bidirectional_attention", None) == "vision"
+    whole = _sees_whole(text, family, unified)
     layers = []
     for index, kind in enumerate(types):
         kv_heads, head_dim = heads[index]

@@ -114,10 +114,16 @@ def _opaque(piece: Image.Image) -> Image.Image:
     if piece.mode.startswith("I"):
         return _high_bytes(piece).convert("RGB")
     if piece.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in piece.info:
-        layer, opaque = piece.convert("RGBA"), Image.new("RGB", piece.size, WHITE)
-        opaque.paste(layer, mask=layer)
-        return opaque
+        return _over_white(piece.convert("RGBA"))
     return piece.convert("RGB")
+
+
+def _over_white(layer: Image.Image) -> Image.Image:
+    if layer.getchannel("A").getextrema() == (255, 255):  # nothing is seen through
+        return layer.convert("RGB")
+    opaque = Image.new("RGB", layer.size, WHITE)
+    opaque.paste(layer, mask=layer)
+    return opaque
 
 
 def _high_bytes(piece: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 The recording is cut in pieces that a model hears at once (``speech.py``), each a request like any other. Times are
 those of the cuts, spread over sentences: there are none of words. What is no part of OpenAI's API: ``language`` and
-``target_language`` of a translation, ``segments`` without the numbers that only Whisper has.
+``target_language`` of a translation, ``notes``, ``segments`` without the numbers that only Whisper has.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from starlette.responses import PlainTextResponse, Response
 
 from pocketgem.answers import Stats
+from pocketgem.engine.request import FinishReason
 from pocketgem.media.kinds import Sound
 from pocketgem.media.pieces import cut
 from pocketgem.serve.answering import Desk
@@ -25,7 +26,7 @@ from pocketgem.serve.prepared import ready
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.said import Said, said
 from pocketgem.serve.wiring import Serving
-from pocketgem.speech import MAX_HINT, MAX_TOKENS, Task, Transcript, assembled
+from pocketgem.speech import MAX_HINT, MAX_TOKENS, Answer, Task, Transcript, assembled
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 MAX_TEMPERATURE = 2.0
@@ -91,7 +92,8 @@ async def _answer(serving: Serving, call: Call, wanted: Wanted) -> Response:
         desk = Desk(loaded, serving.metrics, stack, call)
         pieces = cut(sound, overlap=wanted.task.overlap)
         answers = [await _ask(serving, desk, wanted, piece.of(sound)) for piece in pieces]
-        found = assembled(wanted.task, sound, pieces, [one.text for one in answers])
+        told = [Answer(one.text, one.done.finish is not FinishReason.LENGTH) for one in answers]
+        found = assembled(wanted.task, sound, pieces, told)
         return _written(wanted, found, [one.done.stats for one in answers])
 
 
@@ -153,9 +155,9 @@ def _check_granularities(form: Form) -> None:
 
 def _written(wanted: Wanted, found: Transcript, counts: list[Stats]) -> Response:
     if wanted.form == "json":
-        return json_reply({"text": found.text, "usage": _usage(counts)})
+        return json_reply({"text": found.text, "usage": _usage(counts)} | _notes(found))
     if wanted.form == "verbose_json":
-        return json_reply(_verbose(wanted.task, found))
+        return json_reply(_verbose(wanted.task, found) | _notes(found))
     texts = {"text": f"{found.text}\n", "srt": found.srt, "vtt": found.vtt}
     return PlainTextResponse(texts[wanted.form])
 
@@ -173,6 +175,11 @@ def _verbose(task: Task, found: Transcript) -> dict[str, object]:
         "segments": segments,
         "usage": {"type": "duration", "seconds": round(found.seconds)},
     }
+
+
+def _notes(found: Transcript) -> dict[str, object]:
+    """An extension."""
+    return {"notes": list(found.notes)} if found.notes else {}
 
 
 def _usage(counts: list[Stats]) -> dict[str, object]:

@@ -1,0 +1,32 @@
+"""One pass over whole sequences with nothing stored: keys and values go to the queries as they are, so gradients do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pocketgem.model.cache import Cache, KeysValues, Span, Step
+
+
+@dataclass(frozen=True)
+class WholeStep(Step):
+    """All rows of sequences that begin with it. Every row wants its hidden state."""
+
+    @classmethod
+    def of(cls, counts: Sequence[int], device: torch.device) -> WholeStep:
+        """Rows of ``counts[i]`` tokens for sequence i, one sequence after the other."""
+        spans, row = [], 0
+        for count in counts:
+            spans.append(Span(cast(Cache, None), row, row + count))  # there is none: nothing is stored
+            row += count
+        positions = torch.cat([torch.arange(count, device=device) for count in counts])
+        return cls(tuple(spans), positions, torch.arange(row), skip=False)
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[KeysValues, ...]:
+        """See ``Step.write``."""
+        cut = [(k[span.start : span.stop], v[span.start : span.stop]) for span in self.spans]
+        return tuple(KeysValues(keys, values, 0, len(keys), 0) for keys, values in cut)

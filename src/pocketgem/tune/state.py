@@ -1,0 +1,69 @@
+"""What a run that was killed needs to go on as if nothing had happened: weights, the optimizer's sums, the step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as as_safetensors
+from torch import Tensor
+
+from pocketgem.checkpoint.durable import new_file
+from pocketgem.errors import FormatError, InputError
+from pocketgem.tune.loop import Trainer
+from pocketgem.tune.recipe import Recipe
+
+STATE = "state.safetensors"
+SUMS = ("exp_avg", "exp_avg_sq")
+
+
+def save_state(folder: Path, trainer: Trainer, data: str) -> None:
+    """Write the state beside the adapter, whole or not at all. data: a name of the examples' content."""
+    notes = {"step": str(trainer.step), "recipe": _recipe(trainer.recipe), "data": data}
+    content = as_safetensors(_tensors(trainer), metadata=notes)
+    with new_file(folder / STATE, len(content)) as file:
+        file.write(content)
+
+
+def load_state(folder: Path, trainer: Trainer, data: str) -> None:
+    """Bring a trainer to where a run stopped. Raises InputError where that was another run, FormatError for damage."""
+    path = folder / STATE
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # the library raises its own kinds
+        raise FormatError(f"{path}: cannot be read ({error})") from None
+    if notes.get("recipe") != _recipe(trainer.recipe) or notes.get("data") != data:
+        raise InputError(f"{path}: the run that left it had other options or other examples; use another --out")
+    wanted = _tensors(trainer)
+    if wanted.keys() - tensors.keys() or any(tensors[key].shape != wanted[key].shape for key in wanted if "." in key):
+        raise FormatError(f"{path}: holds another adapter's parts")
+    _fill(trainer, tensors, int(notes.get("step", "0")))
+
+
+def _recipe(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe), sort_keys=True)
+
+
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    found = {}
+    for name, delta in trainer.deltas.items():
+        for part, values in (("A", delta.A), ("B", delta.B)):
+            found[f"{name}.{part}"] = values.detach().contiguous()
+            kept = trainer.optimizer.state.get(values, {})
+            found |= {f"{name}.{part}.{key}": kept.get(key, torch.zeros_like(values)).contiguous() for key in SUMS}
+    return found
+
+
+@torch.no_grad()
+def _fill(trainer: Trainer, tensors: Mapping[str, Tensor], step: int) -> None:
+    for name, delta in trainer.deltas.items():
+        for part, values in (("A", delta.A), ("B", delta.B)):
+            values.copy_(tensors[f"{name}.{part}"])
+            kept = {key: tensors[f"{name}.{part}.{key}"].to(values.device) for key in SUMS}
+            trainer.optimizer.state[values] = {"step": torch.tensor(float(step)), **kept} if step else {}
+    trainer.step = step
