@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 
 from pocketgem import LLM
 from pocketgem.engine.loop import Output
@@ -33,7 +34,7 @@ LONG = {"prompt": "abc", "max_tokens": 20_000}  # nobody waits for its end
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    return LLM.load(save_model(tmp_path_factory.mktemp("serve") / "twin", template=TEMPLATE))
+    return LLM.load(save_model(tmp_path_factory.mktemp("serve") / "twin", template=TEMPLATE), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
