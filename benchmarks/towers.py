@@ -5,8 +5,9 @@
 Weights lie in a safetensors file as bfloat16, as released; ours is opened by our own loader. Both sides get what their
 own preprocessing makes of one picture (transformers' pads it to the budget) and take turns in one process, so that a
 busy minute hits both. ``theirs`` holds its weights in float32, ``theirs-bf16`` as they are released. Times are medians;
-a ratio has its spread over the rounds. ``peak``: what an encode adds to the resident memory at the highest, in a round
-of its own. ``gap``: the largest difference of a row's number, beside the largest number. The last line is JSON.
+a ratio has its spread over the rounds. Where others keep the machine busy, processors' time says more than the clock's.
+``peak``: what an encode adds to the resident memory at the highest, in a round of its own. ``gap``: the largest
+difference of a row's number, beside the largest number. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -135,14 +136,18 @@ def measured(case: Case, rounds: int) -> dict[str, Any]:
     rows = {side: encode() for side, encode in case.sides.items()}
     peaks = {side: _peak(encode) for side, encode in case.sides.items()}
     seconds: dict[str, list[float]] = {side: [] for side in case.sides}
+    work: dict[str, list[float]] = {side: [] for side in case.sides}
     for _ in range(rounds):
         for side, encode in case.sides.items():
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             encode()
             seconds[side].append(time.perf_counter() - began)
+            work[side].append(time.process_time() - spent)
     found: dict[str, Any] = {"case": case.name}
     for side in case.sides:
-        found[side] = {"seconds": median(seconds[side]), "peak_bytes": peaks[side]}
+        found[side] = {
+            "seconds": median(seconds[side]), "processor_seconds": median(work[side]), "peak_bytes": peaks[side],
+        }  # fmt: skip
         if side != OURS:
             ratios = sorted(ours / theirs for ours, theirs in zip(seconds[OURS], seconds[side], strict=True))
             gap = float((rows[OURS] - rows[side]).abs().max())
@@ -171,7 +176,8 @@ def show(found: dict[str, Any]) -> None:
     print(f"{found['case']}: largest number of a row {found['largest']:.3g}")
     for side, numbers in found.items():
         if isinstance(numbers, dict):
-            line = f"  {side:12} {numbers['seconds']:7.2f} s  +{numbers['peak_bytes'] / 2**20:6.0f} MiB"
+            line = f"  {side:12} {numbers['seconds']:7.2f} s ({numbers['processor_seconds']:.2f} s of processors)"
+            line += f"  +{numbers['peak_bytes'] / 2**20:6.0f} MiB"
             if "ratio" in numbers:
                 line += f"  ours takes {numbers['ratio']:.2f} times as long"
                 line += f" ({numbers['ratio_low']:.2f} to {numbers['ratio_high']:.2f}); gap {numbers['gap']:.2g}"

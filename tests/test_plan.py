@@ -291,7 +291,7 @@ def test_towers_are_named_and_count_where_they_will_be_used() -> None:
     assert used.stored == pytest.approx(2 * 169.3e6, rel=0.01)
     assert used.size == pytest.approx(used.stored, rel=0.01)
     work = sizes(seeing)["one image"]
-    assert 50 * MIB < work < 200 * MIB
+    assert 260 * MIB < work < 350 * MIB  # measured by benchmarks/towers.py, for a few patches less
     assert seeing.peak == without.peak + used.size + work
     assert sizes(seeing)["audio tower"] == 0
     both = planned("gemma-4-E4B", Wish(context=4096), media={"vision", "audio"})
