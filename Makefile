@@ -11,7 +11,7 @@ run: $(VENV)/.run
 	$(BIN)/pocketgem run $(MODEL) "$(PROMPT)" --max-tokens 64
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,8 +13,8 @@ struct KeySpan {
     long first = 0, keys = 0;
 };
 
-// What rows see: a row at position p the keys at positions p - window + 1 ... p; all up to p where the window is 0. Rows
-// of one image see each other: `last` is the last position each of them sees, null where that is the row's own.
+// What rows see: a row at position p the keys at positions p - window + 1 ... p; all up to p where the window is 0.
+// Rows of one image see each other: `last` is the last position each of them sees, null where that is the row's own.
 struct Sight {
     const std::int64_t* positions = nullptr;  // [rows]
     const std::int64_t* last = nullptr;       // [rows]

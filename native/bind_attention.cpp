@@ -35,15 +35,25 @@ void write(Kernels& kernels, Address k, Address v, Address norm, float eps, bool
 }
 
 void read(Kernels& kernels, Address q, Address norm, float eps, Address cos, Address sin, Address positions,
-          Address last, long rows, long heads, long kv_heads, long dim, long window, float scale, const std::vector<ReadSpan>& spans,
-          Address out) {
+          Address last, long rows, long heads, long kv_heads, long dim, long window, float scale,
+          const std::vector<ReadSpan>& spans, Address out) {
     check_heads(heads, kv_heads, dim);
     if (window < 0) throw nb::value_error("attention: a window counts tokens; 0 is none");
     const std::vector<KeySpan> seen = spans_of(spans, rows);
     nb::gil_scoped_release unlocked;
     attend(kernels,
-           {at<const float>(q), at<const float>(norm), eps, at<const float>(cos), at<const float>(sin),
-            {at<const std::int64_t>(positions), at<const std::int64_t>(last)}, heads, kv_heads, dim, window, scale, at<float>(out)},
+           {at<const float>(q),
+            at<const float>(norm),
+            eps,
+            at<const float>(cos),
+            at<const float>(sin),
+            {at<const std::int64_t>(positions), at<const std::int64_t>(last)},
+            heads,
+            kv_heads,
+            dim,
+            window,
+            scale,
+            at<float>(out)},
            seen.data(), static_cast<long>(seen.size()));
 }
 
@@ -93,8 +103,9 @@ void bind_attention(nb::module_& module) {
                nb::arg("normed_values"), nb::arg("cos"), nb::arg("sin"), nb::arg("rows"), nb::arg("kv_heads"),
                nb::arg("dim"), nb::arg("spans"));
     module.def("attend", &read, nb::arg("kernels"), nb::arg("q"), nb::arg("norm"), nb::arg("eps"), nb::arg("cos"),
-               nb::arg("sin"), nb::arg("positions"), nb::arg("last"), nb::arg("rows"), nb::arg("heads"), nb::arg("kv_heads"),
-               nb::arg("dim"), nb::arg("window"), nb::arg("scale"), nb::arg("spans"), nb::arg("out"));
+               nb::arg("sin"), nb::arg("positions"), nb::arg("last"), nb::arg("rows"), nb::arg("heads"),
+               nb::arg("kv_heads"), nb::arg("dim"), nb::arg("window"), nb::arg("scale"), nb::arg("spans"),
+               nb::arg("out"));
     module.def("norm", &norm_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"),
                nb::arg("n"), nb::arg("eps"));
     module.def("add_norm", &add_norm_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("y"), nb::arg("weight"),

@@ -74,7 +74,8 @@ void attention(Kernels& k, const OwnedLayer& owned, Address x, long rows, Addres
     const std::vector<KeySpan> seen = spans_of(spans, rows);
     nb::gil_scoped_release unlocked;
     attend_layer(k, owned.layer, at<const float>(x), rows, {at<const float>(cos), at<const float>(sin)},
-                 {at<const std::int64_t>(positions), at<const std::int64_t>(last)}, seen.data(), static_cast<long>(seen.size()), at<float>(out));
+                 {at<const std::int64_t>(positions), at<const std::int64_t>(last)}, seen.data(),
+                 static_cast<long>(seen.size()), at<float>(out));
 }
 
 void whole(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,

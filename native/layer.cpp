@@ -23,14 +23,13 @@ void write_layer_keys(Kernels& k, const Layer& l, const float* x, long rows, con
                count);
 }
 
-void attend_layer(Kernels& k, const Layer& l, const float* x, long rows, const Angles& angles,
-                  const Sight& sight, const KeySpan* spans, long count, float* out) {
+void attend_layer(Kernels& k, const Layer& l, const float* x, long rows, const Angles& angles, const Sight& sight,
+                  const KeySpan* spans, long count, float* out) {
     const long width = l.q->layout.rows;
     float* q = rows_in(k.layer[0], rows, width);
     float* seen = rows_in(k.layer[1], rows, width);
     linear(k, {x, rows, l.q->layout.cols, l.entry, l.eps}, &l.q, &q, 1);
-    attend(k,
-           {q, l.q_norm, l.eps, angles.cos, angles.sin, sight, l.heads, l.kv_heads, l.dim, l.window, l.scale, seen},
+    attend(k, {q, l.q_norm, l.eps, angles.cos, angles.sin, sight, l.heads, l.kv_heads, l.dim, l.window, l.scale, seen},
            spans, count);
     add_linear(k, {seen, rows, width, nullptr, 0}, *l.o, l.after_attention, l.eps, 1.0f, x, out);
 }

@@ -22,8 +22,15 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
 
 
+# Files whose tests take minutes: begun first, so that no worker is left alone with one at the end.
+LONG = (
+    "test_native_program", "test_real_model", "test_tokenizer", "test_convert", "test_export", "test_ray", "test_page",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of compiled kernels, and of a card, are left out, with the reason, where there is none."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     missing = {} if kernels.native is not None else {"native": kernels.status.reason}
     if not torch.cuda.is_available():
         missing["gpu"] = f"needs a CUDA card; torch {torch.__version__} finds none here"

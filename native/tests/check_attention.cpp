@@ -65,7 +65,7 @@ struct Call {
         }
     }
     Queries queries(float* out) const {
-        return {q.data(),       norm.data(), kEps,           cos.data(), sin.data(),   {positions.data(), last.data()},
+        return {q.data(),    norm.data(),    kEps,      cos.data(),   sin.data(), {positions.data(), last.data()},
                 shape.heads, shape.kv_heads, shape.dim, shape.window, 0.3f,       out};
     }
 };
