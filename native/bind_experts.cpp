@@ -16,16 +16,18 @@ namespace nb = nanobind;
 namespace pocketgem {
 namespace {
 
+bool same_type(const Weight& a, const Weight& b) {
+    return a.packed ? b.packed && a.layout.format.type == b.layout.format.type : !b.packed && a.plain == b.plain;
+}
+
 void check_shapes(const Expert& e, const Expert& first) {
     const Layout& gate = first.gate->layout;
     for (const auto& [one, rows, cols] :
          {std::tuple{e.gate, gate.rows, gate.cols}, std::tuple{e.up, gate.rows, gate.cols},
           std::tuple{e.down, gate.cols, gate.rows}})
         if (one->layout.rows != rows || one->layout.cols != cols) throw nb::value_error("Experts: shapes differ");
-    if (e.gate->layout.format.type != first.gate->layout.format.type ||  // one plan serves them all
-        e.up->layout.format.type != first.up->layout.format.type ||
-        e.down->layout.format.type != first.down->layout.format.type)
-        throw nb::value_error("Experts: types differ");
+    if (!same_type(*e.gate, *first.gate) || !same_type(*e.up, *first.up) || !same_type(*e.down, *first.down))
+        throw nb::value_error("Experts: types differ");  // one plan serves them all
 }
 
 void check_choices(const std::int64_t* chosen, long all, long count) {

@@ -28,12 +28,12 @@ constexpr long kBlock = 32;   // columns the planes are cut into
 constexpr long kSuper = 256;  // columns that share the units of a super-scaled format
 
 struct Format {
-    const char* type;  // the stored type's name in the file
-    int bits;          // 4, 5, 6 or 8
-    int group;         // columns of one scale: 16 or 32
-    bool super;        // scales are small integers times a unit
-    bool minimum;
-    int zero;
+    const char* type = nullptr;  // the stored type's name in the file; null for a matrix that is not packed
+    int bits = 0;                // 4, 5, 6 or 8
+    int group = 0;               // columns of one scale: 16 or 32
+    bool super = false;          // scales are small integers times a unit
+    bool minimum = false;
+    int zero = 0;
 };
 
 constexpr Format kFormats[] = {

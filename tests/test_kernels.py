@@ -284,3 +284,16 @@ def test_an_install_without_a_compiler_is_pure_torch_and_says_so(tmp_path: Path)
     out = subprocess.run(call, env=env, capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) in out
     assert "pure torch: the compiled kernels are not in this install" in out
+
+
+@pytest.mark.native
+def test_experts_of_different_types_are_refused(compute: Compute) -> None:
+    """Also of plain types: what a matrix that is not packed has for its format must not decide."""
+    wide, narrow = (compute.plain(torch.ones(32, 32, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    packed = compute.packed("Q4_0", 32, 32, torch.zeros(32 * 18, dtype=torch.uint8))
+    for other in (narrow, packed):
+        for stacks in ([[wide, other], [wide] * 2, [wide] * 2], [[wide] * 2, [wide] * 2, [wide, other]]):
+            with pytest.raises(ValueError, match="types differ"):
+                compute.stack(*stacks)
+    for _ in range(200):  # of memory that was used before
+        compute.stack([compute.plain(torch.ones(32, 32)) for _ in range(2)], [wide] * 2, [wide] * 2)
