@@ -143,6 +143,16 @@ def test_merged_logits_are_the_references(twin: SeeingTwin, model: Gemma, seen: 
     torch.testing.assert_close(in_pieces(model, seen, chunk), expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("chunk", [100, 7])
+def test_logits_behind_a_video_are_the_references(twin: SeeingTwin, model: Gemma, towers: Towers, chunk: int) -> None:
+    if twin.name == "gemma3":
+        assert not hasattr(twin.oracle.model, "get_video_features"), "Gemma 3 watches videos now"
+        return
+    seen = prompt(twin, towers, [4, (2, 3), 2, (2, 3), 2, (2, 3), 5])  # frames of one size, texts between them
+    expected = twin.video_logits(seen.ids, seen.images)
+    torch.testing.assert_close(in_pieces(model, seen, chunk), expected, atol=TOLERANCE, rtol=0)
+
+
 def test_beside_strangers_an_engine_writes_what_the_reference_does(
     twin: SeeingTwin, model: Gemma, towers: Towers
 ) -> None:

@@ -147,6 +147,22 @@ class SeeingTwin:
         with torch.no_grad():
             return self.oracle(input_ids=row, use_cache=False, **kinds, **pixels).logits[0].float()
 
+    def video_logits(self, ids: list[int], frames: list[Image]) -> Tensor:
+        """The same where the pictures are the frames of one video: their placeholders are the video's."""
+        row = torch.tensor([ids])
+        row = torch.where(row == IMAGE, VOCAB + 2, row)
+        pixels = self.pixels(frames)
+        given = {
+            "pixel_values_videos": pixels["pixel_values"],
+            "video_position_ids": pixels["image_position_ids"],
+            "num_frames_per_video": torch.tensor([len(frames)]),
+            "mm_token_type_ids": 2 * (row == VOCAB + 2).long(),
+        }
+        if self.name == "12B":
+            given["attention_mask"] = self._masks_of_generate(torch.tensor([ids]))
+        with torch.no_grad():
+            return self.oracle(input_ids=row, use_cache=False, **given).logits[0].float()
+
     def _masks_of_generate(self, row: Tensor) -> dict[str, Tensor]:
         """The 12B's bare ``forward`` lets images see themselves both ways in full layers too (5.24); its ``generate``,
         like both of the larger Gemma 4, in sliding layers only, as the model was trained. That is what answers."""
