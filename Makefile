@@ -25,7 +25,7 @@ bench: $(VENV)/.dev
 # Every test and benchmark that needs a CUDA card. Without one the tests are skipped and say why. The card's torch must be
 # in the environment already: `make gpu VENV=...` with a torch built for it.
 gpu:
-	$(BIN)/python -m pytest -m gpu -rs tests/test_device.py tests/test_still.py tests/test_blocks.py
+	$(BIN)/python -m pytest -m gpu -rs tests/test_device.py
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	  $(BIN)/pocketgem bench $(MODEL) --device cuda --prefill 512 --depth 128 --sequences 1; \
 	else echo "no CUDA card here: nothing was measured"; fi

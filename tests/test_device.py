@@ -18,11 +18,14 @@ from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.cli import main
+from pocketgem.engine.loop import Engine
+from pocketgem.engine.request import Request, SamplingParams
 from pocketgem.errors import PromptError
 from pocketgem.memory.place import Place
 from pocketgem.model.build import build_model, empty_model
 from pocketgem.model.cache import CPU, Step
 from pocketgem.model.gemma import Gemma
+from pocketgem.model.still import StillDecoder
 from pocketgem.parts import checked_device
 from tests.test_parity import PROMPT_TOKENS, run
 from tests.text_fixtures import gemma4_metadata
@@ -131,3 +134,28 @@ def test_a_card_answers(e2b: Path, device: str) -> None:
         for place in ("device", "ram", "disk")
     ]
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("device", CARDS)
+def test_blocks_give_the_same_logits_on_a_card(e2b: Path, device: str) -> None:
+    checkpoint, card = open_checkpoint(resolve(e2b)), torch.device(device)
+    whole, kept = (
+        run(build_model(checkpoint, torch.float32, device=card, blocks=kept), [PROMPT_TOKENS]) for kept in (False, True)
+    )
+    torch.testing.assert_close(kept, whole, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("device", CARDS)
+@pytest.mark.parametrize("layout", STATIC)
+def test_recorded_steps_write_what_single_ones_do(layout: str, device: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(resolve(make_twin(layout, tmp_path).folder))
+    model = build_model(checkpoint, torch.float32, device=torch.device(device))
+    request, written = Request("r", tuple(range(5, 26)), SamplingParams(max_tokens=40)), []
+    for single in (None, StillDecoder(model)):
+        model.single = single
+        engine = Engine(model, kept=0)
+        sequence = engine.submit(request)
+        while sequence.finish is None:
+            engine.step()
+        written.append(sequence.output_ids)
+    assert written[0] == written[1]
