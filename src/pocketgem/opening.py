@@ -12,6 +12,7 @@ from pocketgem.adapters.effect import Effect, attach_and_prove_
 from pocketgem.adapters.peft import Adapter, open_adapter
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import MappedFile
+from pocketgem.checkpoint.towers import TOWER_OF
 from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine
 from pocketgem.engine.past_folder import PastFolder
@@ -28,7 +29,6 @@ from pocketgem.parts import checked_device, checked_dtype, identity_of, model_of
 from pocketgem.sizes import parse_size
 from pocketgem.text.tokenizer import Tokenizer
 
-TOWERS = {"image": "vision", "video": "vision", "audio": "audio"}  # what sees or hears each kind of media
 TURNS = ("<|turn>", "<start_of_turn>")  # what opens a turn, in the two kinds of templates
 
 
@@ -105,9 +105,9 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
 
 def towers_for(kinds: Collection[str]) -> frozenset[str]:
     """The towers that media of these kinds need. Raises PromptError for what is no kind of media."""
-    if unknown := sorted({*kinds} - TOWERS.keys()):
-        raise PromptError(f"media is {str(unknown[0])[:40]!r}, expected some of {', '.join(TOWERS)}")
-    return frozenset(TOWERS[kind] for kind in kinds)
+    if unknown := sorted({*kinds} - TOWER_OF.keys()):
+        raise PromptError(f"media is {str(unknown[0])[:40]!r}, expected some of {', '.join(TOWER_OF)}")
+    return frozenset(TOWER_OF[kind] for kind in kinds)
 
 
 def past_folder(found: Opened, folder: Path, size: int) -> PastFolder:

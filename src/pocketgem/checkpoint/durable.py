@@ -105,6 +105,12 @@ def new_file(target: Path, size: int) -> Iterator[IO[bytes]]:
         raise refusal(target, error) from error
 
 
+def write_file(target: Path, content: bytes) -> None:
+    """All of a small file, whole or not at all. Raises as ``new_file``."""
+    with new_file(target, len(content)) as file:
+        file.write(content)
+
+
 @contextlib.contextmanager
 def new_folder(target: Path, size: int) -> Iterator[Path]:
     """A folder to write about ``size`` bytes into; it is ``target`` when the block ends well, else nothing is left.

@@ -13,6 +13,7 @@ from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.checkpoint.resolve import Location
 from pocketgem.checkpoint.safetensors import open_safetensors
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
+from pocketgem.checkpoint.towers import AUDIO, VISION
 from pocketgem.config import ModelConfig, from_gguf, from_hf
 from pocketgem.errors import FormatError, WeightsError
 
@@ -21,15 +22,7 @@ if TYPE_CHECKING:
 
 MAX_JSON = 64 << 20  # bytes; the largest real one, a tokenizer, is half of that
 MANY = 10_000  # entries; a list as long as that is a vocabulary's
-TOWERS = (
-    "vision_tower.",
-    "audio_tower.",
-    "embed_vision.",
-    "embed_audio.",
-    "vision_embedder.",
-    "multi_modal_projector.",
-)
-_OF_AUDIO = ("audio_tower.", "embed_audio.")
+TOWERS = VISION + AUDIO
 _GGUF_SAMPLING = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -110,8 +103,7 @@ def towers_in(checkpoint: Checkpoint) -> frozenset[str]:
     """``vision`` and ``audio``: those with tensors here, and a config that says their shapes."""
     config = {"vision": checkpoint.config.vision, "audio": checkpoint.config.audio}
     names = [name.removeprefix("model.") for name in checkpoint.others]
-    heard = [name for name in names if name.startswith(_OF_AUDIO)]
-    seen = [name for name in names if name.startswith(TOWERS) and not name.startswith(_OF_AUDIO)]
+    heard, seen = ([name for name in names if name.startswith(begin)] for begin in (AUDIO, VISION))
     return frozenset(kind for kind, found in (("vision", seen), ("audio", heard)) if found and config[kind] is not None)
 
 

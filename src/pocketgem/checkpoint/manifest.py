@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketgem.checkpoint.durable import new_file
+from pocketgem.checkpoint.durable import write_file
 from pocketgem.checkpoint.types import Progress
 from pocketgem.errors import CheckpointError, FormatError
 
@@ -59,8 +59,7 @@ def write_sidecar(file: Path, progress: Progress | None = None) -> Path:
         text = manifest_text([file], progress)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    with new_file(sidecar(file), len(text)) as out:
-        out.write(text.encode())
+    write_file(sidecar(file), text.encode())
     return sidecar(file)
 
 

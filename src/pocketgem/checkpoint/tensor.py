@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketgem.checkpoint.types import StoredType
-from pocketgem.errors import CheckpointError, FormatError
+from pocketgem.errors import CheckpointError, FormatError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ class MappedFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises CheckpointError for a file that is missing, unreadable, empty or not regular."""
         self.path = Path(path)
-        self.descriptor = _open_regular(self.path)
+        self.descriptor = open_regular(self.path, CheckpointError)
         weakref.finalize(self, os.close, self.descriptor)
         self._state = self._look()
         self.size = self._state[0]
@@ -125,7 +125,8 @@ class MappedFile:
         return status.st_size, status.st_mtime_ns
 
 
-def _open_regular(path: Path) -> int:
+def open_regular(path: Path, refusal: type[InputError]) -> int:
+    """A descriptor to read a regular file by. Raises ``refusal`` for what is missing, unreadable or another kind."""
     try:
         # Looked at before and after opening: a named pipe would wait for ever, some devices act on being opened,
         # and what the name stands for may change in between.
@@ -136,8 +137,8 @@ def _open_regular(path: Path) -> int:
             os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path}: cannot be opened ({reason})") from error
-    raise CheckpointError(f"{path}: not a regular file")
+        raise refusal(f"{path}: cannot be opened ({reason})") from error
+    raise refusal(f"{path}: not a regular file")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from pocketgem.errors import WeightsError
 # How the names of tensors begin that belong to a tower, after an optional "model.".
 VISION = ("vision_tower.", "vision_embedder.", "embed_vision.", "multi_modal_projector.")
 AUDIO = ("audio_tower.", "embed_audio.")
+TOWER_OF = {"image": "vision", "video": "vision", "audio": "audio"}  # what sees or hears each kind of media
 
 
 def check_tower(wanted: Mapping[str, Shape], present: Mapping[str, StoredTensor], where: str) -> None:

@@ -6,15 +6,13 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import pocketgem.cli.media as m
 import pocketgem.cli.options as o
 from pocketgem.cli.common import harmless
-from pocketgem.cli.look import Form, Format
-from pocketgem.cli.screen import Screen
 
 if TYPE_CHECKING:
     from pocketgem.speech import Transcript
@@ -33,7 +31,7 @@ def transcribe_file(
     model: o.Model,
     audio: Audio,
     language: Spoken = None,
-    format: Format = Form.TEXT,
+    format: m.Format = m.Form.TEXT,
     mmproj: m.Mmproj = None,
     context: o.Context = None,
     threads: o.Threads = None,
@@ -46,9 +44,9 @@ def transcribe_file(
     from pocketgem.speech import Task, transcribe
 
     Task.of(language)  # a wrong language is said before a model is loaded
-    llm, sound = _ready(
-        model, audio, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj, context=context, threads=threads,
-        memory=o.size(memory),
+    llm, sound, _ = m.ready(
+        "audio", model, audio, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj, context=context,
+        threads=threads, memory=o.size(memory),
     )  # fmt: skip
     _write(transcribe(llm, sound, language), format, as_json=as_json)
 
@@ -58,7 +56,7 @@ def translate_file(
     audio: Audio,
     source: Source = None,
     target: Target = "English",
-    format: Format = Form.TEXT,
+    format: m.Format = m.Form.TEXT,
     mmproj: m.Mmproj = None,
     context: o.Context = None,
     threads: o.Threads = None,
@@ -71,20 +69,14 @@ def translate_file(
     from pocketgem.speech import Task, translate
 
     Task.of(source, target)
-    llm, sound = _ready(
-        model, audio, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj, context=context, threads=threads,
-        memory=o.size(memory),
+    llm, sound, _ = m.ready(
+        "audio", model, audio, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj, context=context,
+        threads=threads, memory=o.size(memory),
     )  # fmt: skip
     _write(translate(llm, sound, source, target), format, as_json=as_json)
 
 
-def _ready(model: str, path: Path, *, quiet: bool, as_json: bool, **options: Any) -> tuple[Any, bytes]:
-    """The model loaded, the file's bytes. Raises InputError."""
-    part, screen = m.part_of("audio", path), Screen(quiet=quiet, silent=as_json)
-    return m.load_to_sense(model, [part], screen, **options), part["audio"]
-
-
-def _write(found: Transcript, format: Form, *, as_json: bool) -> None:
+def _write(found: Transcript, format: m.Form, *, as_json: bool) -> None:
     if as_json:
         lines = [asdict(line) for line in found.lines]
         told = {"text": found.text, "said": found.said, "seconds": found.seconds, "lines": lines}
@@ -92,4 +84,4 @@ def _write(found: Transcript, format: Form, *, as_json: bool) -> None:
     else:
         for note in found.notes:
             print(note, file=sys.stderr)
-        print(harmless({Form.TEXT: found.text, Form.SRT: found.srt, Form.VTT: found.vtt}[format]))
+        print(harmless({m.Form.TEXT: found.text, m.Form.SRT: found.srt, m.Form.VTT: found.vtt}[format]))

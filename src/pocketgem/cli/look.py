@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,26 +17,13 @@ from pocketgem.cli.lines import write_whole
 from pocketgem.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from pocketgem.llm import LLM
     from pocketgem.pointing import Box, Point
-    from pocketgem.text.media import Kind
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP or GIF.")]
 Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="MP4 or WebM; its first minute is seen, not heard.")]
 What = Annotated[str, typer.Argument(metavar="WHAT", help='What to look for, such as "every cat".')]
 Draw = Annotated[Path | None, typer.Option("--draw", metavar="FILE", help="Write the picture with them on it, as PNG.")]
 Frames = Annotated[int | None, typer.Option("--frames", min=1, max=256, help="Pictures taken from the video; 32.")]
-
-
-class Form(StrEnum):
-    """How text with times is written."""
-
-    TEXT = "text"
-    SRT = "srt"
-    VTT = "vtt"
-
-
-Format = Annotated[Form, typer.Option("--format", help="Plain lines, or subtitles.")]
 
 
 def detect_in(
@@ -59,17 +45,17 @@ def detect_in(
 
     A line for each: left, top, right, bottom, label, with tabs between. Right and bottom are the first pixels outside.
     """
-    llm, part, screen = _ready(
-        model, image, "image", quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
+    llm, given, screen = m.ready(
+        "image", model, image, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
         image_budget=m.budget(image_budget), context=context, threads=threads, memory=o.size(memory),
     )  # fmt: skip
     from pocketgem.pointing import detect
 
-    picture = llm.senses.picture(part["image"])
+    picture = llm.senses.picture(given)
     boxes = detect(llm, picture, what, tell=screen.note, **o.given(max_tokens=max_tokens))
     if draw is not None:
         _draw(picture, draw, boxes=boxes)
-    _show([asdict(box) for box in boxes], as_json=as_json, screen=screen)
+    _show([asdict(one) for one in boxes], as_json=as_json, screen=screen)
 
 
 def point_in(
@@ -88,13 +74,13 @@ def point_in(
     quiet: o.Quiet = False,
 ) -> None:
     """Point to things in a picture: a line for each, column, row and label, with tabs between."""
-    llm, part, screen = _ready(
-        model, image, "image", quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
+    llm, given, screen = m.ready(
+        "image", model, image, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
         image_budget=m.budget(image_budget), context=context, threads=threads, memory=o.size(memory),
     )  # fmt: skip
     from pocketgem.pointing import point
 
-    picture = llm.senses.picture(part["image"])
+    picture = llm.senses.picture(given)
     points = point(llm, picture, what, tell=screen.note, **o.given(max_tokens=max_tokens))
     if draw is not None:
         _draw(picture, draw, points=points)
@@ -105,7 +91,7 @@ def caption_file(
     model: o.Model,
     video: Video,
     frames: Frames = None,
-    format: Format = Form.TEXT,
+    format: m.Format = m.Form.TEXT,
     mmproj: m.Mmproj = None,
     max_tokens: o.MaxTokens = None,
     context: o.Context = None,
@@ -116,28 +102,20 @@ def caption_file(
     quiet: o.Quiet = False,
 ) -> None:
     """Tell what happens in a video, with times."""
-    llm, part, screen = _ready(
-        model, video, "video", quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
+    llm, given, screen = m.ready(
+        "video", model, video, quiet=quiet, as_json=as_json, offline=offline, mmproj=mmproj,
         context=context, threads=threads, memory=o.size(memory),
     )  # fmt: skip
     from pocketgem.pointing import caption
 
-    found = caption(llm, part["video"], frames=frames, tell=screen.note, **o.given(max_tokens=max_tokens))
+    found = caption(llm, given, frames=frames, tell=screen.note, **o.given(max_tokens=max_tokens))
     if as_json:
         print(json.dumps({"seconds": found.seconds, "lines": [asdict(line) for line in found.lines]}))
-    elif format is Form.TEXT:
+    elif format is m.Form.TEXT:
         for line in found.lines:
             print(f"{_clock(line.start)}-{_clock(line.end)}\t{harmless(line.text)}")
     else:
-        print(harmless(found.srt if format is Form.SRT else found.vtt))
-
-
-def _ready(
-    model: str, path: Path, kind: Kind, *, quiet: bool, as_json: bool, **options: Any
-) -> tuple[LLM, m.Part, Screen]:
-    """The file read, the model loaded. Raises InputError."""
-    part, screen = m.part_of(kind, path), Screen(quiet=quiet, silent=as_json)
-    return m.load_to_sense(model, [part], screen, **options), part, screen
+        print(harmless(found.srt if format is m.Form.SRT else found.vtt))
 
 
 def _draw(picture: Any, path: Path, boxes: Sequence[Box] = (), points: Sequence[Point] = ()) -> None:

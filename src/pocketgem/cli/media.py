@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pocketgem.cli.screen import Screen
 from pocketgem.errors import MediaError
 
 if TYPE_CHECKING:
     from pocketgem.checkpoint.load import Checkpoint
-    from pocketgem.cli.screen import Screen
     from pocketgem.llm import LLM
     from pocketgem.media.given import Budget
     from pocketgem.text.media import Kind
@@ -37,6 +38,17 @@ ImageBudget = Annotated[
     typer.Option("--image-budget", metavar="N", help="Tokens for an image: auto, 70, 140, 280, 560 or 1120."),
 ]
 Part = dict[str, Any]
+
+
+class Form(StrEnum):
+    """How text with times is written."""
+
+    TEXT = "text"
+    SRT = "srt"
+    VTT = "vtt"
+
+
+Format = Annotated[Form, typer.Option("--format", help="Plain lines, or subtitles.")]
 
 
 def budget(text: str) -> Budget:
@@ -70,9 +82,10 @@ def part_of(kind: Kind, path: Path) -> Part:
 def check_towers(checkpoint: Checkpoint, parts: Sequence[Part]) -> None:
     """Raises MediaError, before the model is loaded, where nothing in the checkpoint sees or hears."""
     from pocketgem.checkpoint.load import towers_in
+    from pocketgem.checkpoint.towers import TOWER_OF
 
     for kind in dict.fromkeys(part["type"] for part in parts):
-        tower = "audio" if kind == "audio" else "vision"
+        tower = TOWER_OF[kind]
         if tower not in towers_in(checkpoint):
             raise MediaError(
                 f"{checkpoint.where}: no {tower} tower in this checkpoint, so --{kind} has no meaning for it; "
@@ -93,6 +106,12 @@ def load_to_sense(
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
 
         return LLM.load(checkpoint, progress=bar, media={part["type"] for part in parts}, **options)
+
+
+def ready(kind: Kind, model: str, path: Path, *, quiet: bool, as_json: bool, **options: Any) -> tuple[LLM, Any, Screen]:
+    """The model loaded, the file as it was given, where to write. Raises InputError, for the file first."""
+    part, screen = part_of(kind, path), Screen(quiet=quiet, silent=as_json)
+    return load_to_sense(model, [part], screen, **options), part[kind], screen
 
 
 def with_towers(checkpoint: Checkpoint, mmproj: Path | None) -> Checkpoint:

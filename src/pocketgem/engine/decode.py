@@ -60,8 +60,8 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         [turn.count for turn in turns],
         logits=wanted,
     )
-    if model.config.sees_images_whole:
-        step = replace(step, last=_last(turns, step.positions))
+    if model.config.sees_images_whole and (last := _last(turns, step.positions)) is not None:
+        step = replace(step, last=last)
     with _threads_of(model):
         inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs

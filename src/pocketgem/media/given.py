@@ -8,6 +8,7 @@ from typing import Literal
 
 from pocketgem.errors import MediaError
 from pocketgem.media.patches import BUDGETS
+from pocketgem.media.source import from_file
 
 Budget = int | Literal["auto"]  # rows for one image; auto: the fewest that lose no detail
 MAX_FILE = 512 << 20  # bytes; what a kind of file may have is the decoder's to say
@@ -21,7 +22,7 @@ def read_file(path: Path) -> bytes:
             raise MediaError(f"{path}: is no file")
         if facts.st_size > MAX_FILE:
             raise MediaError(f"{path}: has {facts.st_size >> 20} MiB; {MAX_FILE >> 20} are taken at most")
-        return path.read_bytes()
+        return from_file(path, MAX_FILE).data  # it may have become another since
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
 

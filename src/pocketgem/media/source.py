@@ -6,10 +6,10 @@ import base64
 import binascii
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketgem.checkpoint.tensor import open_regular
 from pocketgem.errors import MediaError
 from pocketgem.media.limits import MIB
 
@@ -63,7 +63,7 @@ def from_file(path: str | os.PathLike[str], most: int) -> Source:
 
     Raises MediaError for a missing, unreadable or special file, and one above ``most`` bytes.
     """
-    descriptor = _open_regular(Path(path))
+    descriptor = open_regular(Path(path), MediaError)
     with open(descriptor, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -80,17 +80,3 @@ def refuse_scheme(url: str) -> MediaError:
     found = _SCHEME.match(url[:40])
     scheme = f"{found[0]} URLs are" if found else "this is"
     return MediaError(f"{scheme} not taken here; send the file itself as a data URL: data:TYPE;base64,...")
-
-
-def _open_regular(path: Path) -> int:
-    """Looked at before and after opening: a pipe would wait for ever, and a name may change what it stands for."""
-    try:
-        if stat.S_ISREG(path.stat().st_mode):
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return descriptor
-            os.close(descriptor)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise MediaError(f"{path}: cannot be opened ({reason})") from error
-    raise MediaError(f"{path}: not a regular file")

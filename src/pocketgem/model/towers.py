@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import StoredTensor
+from pocketgem.checkpoint.towers import AUDIO, VISION
 from pocketgem.config import ModelConfig
 from pocketgem.errors import UnsupportedError
 from pocketgem.model.audio import build_audio
@@ -19,8 +20,6 @@ from pocketgem.model.vision import build_vision
 
 Tensors = Mapping[str, StoredTensor]
 _PREFIX = re.compile(r"^model\.")
-_VISION = ("vision_tower.", "vision_embedder.", "embed_vision.", "multi_modal_projector.")
-_AUDIO = ("audio_tower.", "embed_audio.")
 
 
 class Towers:
@@ -33,8 +32,8 @@ class Towers:
         named = {_PREFIX.sub("", name): tensor for name, tensor in others.items()}
         self.config, self.where = config, where
         self._tensors = {
-            "vision": {name: tensor for name, tensor in named.items() if name.startswith(_VISION)},
-            "audio": {name: tensor for name, tensor in named.items() if name.startswith(_AUDIO)},
+            "vision": {name: tensor for name, tensor in named.items() if name.startswith(VISION)},
+            "audio": {name: tensor for name, tensor in named.items() if name.startswith(AUDIO)},
         }
         self._built: dict[str, nn.Module] = {}
         self._lock = Lock()

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pocketgem.checkpoint.towers import TOWER_OF
 from pocketgem.config import ModelConfig
 from pocketgem.engine.inserts import Insert
 from pocketgem.errors import MediaError, RunError
@@ -173,7 +174,7 @@ class Senses:
 
     def _key(self, one: Wanted, owner: str) -> bytes:
         self.check(one.kind)
-        return one.key(self.towers.identity("audio" if one.kind == "audio" else "vision"), owner)
+        return one.key(self.towers.identity(TOWER_OF[one.kind]), owner)
 
     def _medium(self, one: Wanted, key: bytes) -> Medium:
         known = self.shelf.find(key)

@@ -18,7 +18,7 @@ from pocketgem.serve.guard import Guard
 from pocketgem.serve.openapi import document
 from pocketgem.serve.pages import Pages
 from pocketgem.serve.replies import json_reply
-from pocketgem.serve.wiring import FormHandler, Get, Handler, Post, PostForm, Reader, Serving
+from pocketgem.serve.wiring import FormHandler, Get, Handler, Post, Reader, Serving
 
 
 class App:
@@ -105,7 +105,7 @@ def routes(serving: Serving) -> list[Route]:
     deletes: dict[str, Reader] = {"/v1/responses/{id}": kept.forget}
     return [
         *(Route(path, Get(serving, path, reader), methods=["GET"]) for path, reader in gets.items()),
-        *(Route(path, Post(serving, path, handler), methods=["POST"]) for path, handler in posts.items()),
-        *(Route(path, PostForm(serving, path, handler), methods=["POST"]) for path, handler in forms.items()),
+        *(Route(path, Post(serving, path, handler, Call.json), methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, Post(serving, path, handler, Call.form), methods=["POST"]) for path, handler in forms.items()),
         *(Route(path, Get(serving, path, reader), methods=["DELETE"]) for path, reader in deletes.items()),
     ]

@@ -62,14 +62,14 @@ class Loader:
         import torch  # here: all that can be wrong without it has been said
 
         from pocketgem.checkpoint.load import towers_in
+        from pocketgem.checkpoint.towers import TOWER_OF
         from pocketgem.llm import LLM
         from pocketgem.memory.options import STORED
-        from pocketgem.opening import TOWERS
 
         dtype = self.options["dtype"]
         options = {**self.options, "dtype": dtype if dtype in (None, STORED) else getattr(torch, str(dtype))}
         checkpoint = self.opened(name, model)
-        options["media"] = [kind for kind, tower in TOWERS.items() if tower in towers_in(checkpoint)]
+        options["media"] = [kind for kind, tower in TOWER_OF.items() if tower in towers_in(checkpoint)]
         if self.cache_dir is not None:
             self.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             options["cache_dir"] = self.cache_dir / re.sub(r"[^\w.-]", "_", name)

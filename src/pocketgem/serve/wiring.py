@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,6 +40,7 @@ class Serving:
 Handler = Callable[[Serving, Call, dict[str, object]], Awaitable[Response]]
 FormHandler = Callable[[Serving, Call, Form], Awaitable[Response]]
 Reader = Callable[[Serving, Request], Awaitable[Response]]
+Body = TypeVar("Body")  # what a handler gets of a call
 
 
 async def respond(making: Awaitable[Response], scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,11 +61,20 @@ async def respond(making: Awaitable[Response], scope: Scope, receive: Receive, s
         await response(scope, receive, send)
 
 
-class _Posted:
-    """An endpoint with a body. Its work is cancelled when its client closes the connection."""
+class Post(Generic[Body]):
+    """An endpoint with a body: JSON, or a form with a file in it, as ``read`` makes it of the call.
 
-    def __init__(self, serving: Serving, path: str) -> None:
-        self.serving, self.path = serving, path
+    Its work is cancelled when its client closes the connection.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        path: str,
+        handler: Callable[[Serving, Call, Body], Awaitable[Response]],
+        read: Callable[[Call], Awaitable[Body]],
+    ) -> None:
+        self.serving, self.path, self.handler, self.read = serving, path, handler, read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = call_of(scope)
@@ -71,29 +82,7 @@ class _Posted:
         await respond(self._work(call), scope, receive, send)
 
     async def _work(self, call: Call) -> Response:
-        raise NotImplementedError
-
-
-class Post(_Posted):
-    """An endpoint for JSON."""
-
-    def __init__(self, serving: Serving, path: str, handler: Handler) -> None:
-        super().__init__(serving, path)
-        self.handler = handler
-
-    async def _work(self, call: Call) -> Response:
-        return await self.handler(self.serving, call, await call.json())
-
-
-class PostForm(_Posted):
-    """An endpoint for a form with a file in it."""
-
-    def __init__(self, serving: Serving, path: str, handler: FormHandler) -> None:
-        super().__init__(serving, path)
-        self.handler = handler
-
-    async def _work(self, call: Call) -> Response:
-        return await self.handler(self.serving, call, await call.form())
+        return await self.handler(self.serving, call, await self.read(call))
 
 
 class Get:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pocketgem.adapters.save import Label, save_adapter
-from pocketgem.checkpoint.durable import new_file
+from pocketgem.checkpoint.durable import write_file
 from pocketgem.errors import InputError
 from pocketgem.llm import LLM
 from pocketgem.tune.data import Example, Reader
@@ -75,7 +75,7 @@ class Run:
             curve.append(f"{taken.step},{taken.loss:.6f},{taken.rate:.3e},{taken.tokens}")
             watch(taken, going)
             if taken.step % self.save_every == 0 or taken.step == self.recipe.steps:
-                _write(self.folder / CURVE, "\n".join(["step,loss,rate,tokens", *curve, ""]))
+                write_file(self.folder / CURVE, "\n".join(["step,loss,rate,tokens", *curve, ""]).encode())
                 save_state(self.folder, trainer, data)
         self._finish(trainer, going, data)
         return going
@@ -114,9 +114,3 @@ def _curve_before(folder: Path, step: int) -> list[str]:
     path = folder / CURVE
     lines = path.read_text(encoding="utf-8").splitlines()[1:] if step and path.is_file() else []
     return [line for line in lines if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step]
-
-
-def _write(path: Path, text: str) -> None:
-    content = text.encode()
-    with new_file(path, len(content)) as file:
-        file.write(content)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
-from pocketgem.checkpoint.durable import new_file
+from pocketgem.checkpoint.durable import write_file
 from pocketgem.errors import FormatError, InputError
 from pocketgem.tune.loop import Trainer
 from pocketgem.tune.recipe import Recipe
@@ -24,9 +24,7 @@ SUMS = ("exp_avg", "exp_avg_sq")
 def save_state(folder: Path, trainer: Trainer, data: str) -> None:
     """Write the state beside the adapter, whole or not at all. data: a name of the examples' content."""
     notes = {"step": str(trainer.step), "recipe": _recipe(trainer.recipe), "data": data}
-    content = as_safetensors(_tensors(trainer), metadata=notes)
-    with new_file(folder / STATE, len(content)) as file:
-        file.write(content)
+    write_file(folder / STATE, as_safetensors(_tensors(trainer), metadata=notes))
 
 
 def load_state(folder: Path, trainer: Trainer, data: str) -> None:
