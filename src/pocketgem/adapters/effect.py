@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pocketgem.adapters.peft import Adapter
 from pocketgem.errors import WeightsError
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.lora import Deltas, attach_, detach_
+from pocketgem.model.mix import NOBODY, Mix
 
 PROBE = 24  # tokens
+NO_EFFECT = "the adapter changes no answer to a probe: it has no effect on this model"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,28 @@ def attach_and_prove_(model: Gemma, deltas: Deltas, ids: list[int] | None = None
     found = _compared(before, after)
     if found.largest == 0.0:
         detach_(model)
-        raise WeightsError("the adapter changes no answer to a probe: it has no effect on this model")
+        raise WeightsError(NO_EFFECT)
     return found
+
+
+def put_and_prove(mix: Mix, adapter: Adapter) -> tuple[int, Effect]:
+    """Make an adapter known to a mix and measure what it does; returns its number there.
+
+    Raises WeightsError where it does nothing; then it is not known. Errors of ``Mix.put`` go on.
+    """
+    model, ids = mix.model, probe_ids(mix.model)
+    with mix.rows([NOBODY]):
+        before = _scores(model, ids)
+    number = mix.put(adapter.deltas, adapter.identity)
+    try:
+        with mix.rows([number]):
+            found = _compared(before, _scores(model, ids))
+        if found.largest == 0.0:
+            raise WeightsError(NO_EFFECT)
+    except BaseException:
+        mix.drop(number)
+        raise
+    return number, found
 
 
 @torch.inference_mode()
