@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pocketgem.adapters.probe import Probe, check_probe
 from pocketgem.errors import WeightsError
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
@@ -37,13 +38,21 @@ def probe_ids(model: Gemma, count: int = PROBE) -> list[int]:
     return first + torch.randint(known // 100, known // 2, (count,), generator=generator).tolist()
 
 
-def attach_and_prove_(model: Gemma, deltas: Deltas, ids: list[int] | None = None) -> Effect:
-    """Put an adapter on and measure what it does. Raises WeightsError where it does nothing; then it is off again."""
-    ids = ids or probe_ids(model)
+def attach_and_prove_(
+    model: Gemma, deltas: Deltas, ids: list[int] | None = None, expected: Probe | None = None
+) -> Effect:
+    """Put an adapter on and measure what it does. expected: what it did on this very base, by its manifest.
+
+    Raises WeightsError where it does nothing, or something else than expected; then it is off again.
+    """
+    ids = list(expected.ids) if expected is not None else ids or probe_ids(model)
     before = scores(model, ids)
     attach_(model, deltas)
     try:
-        return _compared(before, scores(model, ids))
+        after = scores(model, ids)
+        if expected is not None:
+            check_probe(expected, before, after)
+        return _compared(before, after)
     except WeightsError:
         detach_(model)
         raise
