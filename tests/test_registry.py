@@ -65,7 +65,7 @@ def test_history_and_back(registry: Registry, sources: list[tuple[Path, Manifest
     assert registry.find("calls").after == (second.identity, third.identity)
     assert registry.point("calls", third.identity[:12]).identity == third.identity
     assert {*registry.find("calls").before} == {first.identity, second.identity}
-    assert [one.identity for one in registry.history("calls")][0] == third.identity
+    assert registry.history("calls")[0].identity == third.identity
     assert len(registry.history("calls")) == 3
     with pytest.raises(InputError, match="0 objects"):
         registry.point("calls", "0" * 64)
