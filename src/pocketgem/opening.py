@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pocketgem.adapters.dialect import Dialect, read_dialect
 from pocketgem.adapters.effect import Effect, attach_and_prove_
 from pocketgem.adapters.peft import Adapter, open_adapter
 from pocketgem.checkpoint.load import Checkpoint
@@ -87,6 +88,8 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         context, expert_memory = plan.setting.context, plan.placement.expert_bytes
         dtype = STORED if plan.setting.form.blocks else dtype
     tokenizer = tokenizer_of(checkpoint)
+    if wishes.adapter is not None:
+        checkpoint, tokenizer = spoken(checkpoint, tokenizer, read_dialect(wishes.adapter))
     checkpoint = checkpoint.lean()
     give_back()
     model, files = model_of(
@@ -101,6 +104,13 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
     )
     attached = None if adapter is None else Attached(adapter, attach_and_prove_(model, adapter.deltas))
     return Opened(model, tokenizer, checkpoint, files, plan, context, attached)
+
+
+def spoken(checkpoint: Checkpoint, tokenizer: Tokenizer, dialect: Dialect) -> tuple[Checkpoint, Tokenizer]:
+    """A model's template and token names as an adapter has them. Raises TokenizerError for names that do not fit."""
+    if dialect.template is not None:
+        checkpoint = replace(checkpoint, chat_template=dialect.template)
+    return checkpoint, tokenizer.renamed(dialect.names) if dialect.names else tokenizer
 
 
 def towers_for(kinds: Collection[str]) -> frozenset[str]:
