@@ -17,18 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakSet
 
+from pocketgem.adapters.adapter import Adapter
+from pocketgem.adapters.base import Base
+from pocketgem.adapters.dialect import Dialect, read_dialect
+from pocketgem.adapters.drift import Drift, checked
 from pocketgem.adapters.effect import Effect, put_and_prove
-from pocketgem.adapters.peft import CONFIG, Adapter, open_adapter
-from pocketgem.checkpoint.load import read_json
-from pocketgem.config.fields import Fields
-from pocketgem.errors import BusyError, FormatError, InputError, PromptError
+from pocketgem.adapters.manifest import Manifest, manifest_in
+from pocketgem.adapters.peft import open_adapter
+from pocketgem.adapters.where import where_is
+from pocketgem.errors import BusyError, InputError, PromptError, WeightsError
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.low_rank import packed
 from pocketgem.model.mix import Mix, mix_of
 
-TEMPLATE = "chat_template.jinja"
-MOST_TEMPLATE = 1 << 20  # bytes
-MOST_INVOCATION = 256  # tokens
 USUAL_BUDGET = 1 << 30  # bytes of adapters on one model
 
 
@@ -36,17 +37,17 @@ USUAL_BUDGET = 1 << 30  # bytes of adapters on one model
 class Worn:
     """An adapter that is on the model.
 
-    adapter     what is known of it; the numbers themselves are the model's now
-    invocation  ids at whose last occurrence in a prompt it begins to act (aLoRA); none: it acts on all of it
-    template    a chat template that came with it
+    adapter  what is known of it; the numbers themselves are the model's now
+    dialect  the template and the names of tokens that came with it
+    drift    how far the base is from the one it was made for; None where no manifest tells
     """
 
     adapter: Adapter
     effect: Effect
     number: int
     nbytes: int
-    invocation: tuple[int, ...] = ()
-    template: str | None = None
+    dialect: Dialect = field(default_factory=Dialect)
+    drift: Drift | None = None
     leases: WeakSet[Lease] = field(default_factory=WeakSet)
     used: int = 0
 
@@ -55,12 +56,15 @@ class Worn:
         return self.adapter.identity
 
     def begins(self, ids: Sequence[int]) -> int | None:
-        """The position of a prompt from which it acts; None: it does not. PEFT's rule for its aLoRA adapters."""
-        width = len(self.invocation)
+        """The position of a prompt from which it acts; None: it does not.
+
+        An activated LoRA begins at the last occurrence of its invocation: PEFT's rule.
+        """
+        width = len(self.adapter.invocation)
         if not width:
             return 0
         starts = range(len(ids) - width, -1, -1)
-        return next((at for at in starts if tuple(ids[at : at + width]) == self.invocation), None)
+        return next((at for at in starts if tuple(ids[at : at + width]) == self.adapter.invocation), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +75,24 @@ class Lease:
 
 
 class Wardrobe:
-    """See the module's page. find: the folder of a name that was not offered; raises InputError."""
+    """See the module's page.
+
+    base: what manifests are compared with; None: nothing is. allow_drift: adapters made for a base that changed since
+    are put on, too. find: the folder of a name that was not offered; raises InputError.
+    """
 
     def __init__(
         self,
         model: Gemma,
         lock: AbstractContextManager[None],
         *,
-        find: Callable[[str], Path] | None = None,
+        base: Base | None = None,
+        allow_drift: bool = False,
+        find: Callable[[str], Path] | None = where_is,
         budget: int = USUAL_BUDGET,
     ) -> None:
         self.model, self.lock, self.find, self.budget = model, lock, find, budget
+        self.base, self.allow_drift = base, allow_drift
         self._offered: dict[str, Path] = {}
         self._worn: dict[Path, Worn] = {}
         self._guard = threading.RLock()
@@ -173,16 +184,26 @@ class Wardrobe:
         return found
 
     def _put_on(self, folder: Path, adapter: Adapter) -> Worn:
-        invocation, template = invocation_of(folder, self.model.config.vocab_size), template_of(folder)
+        dialect, manifest = (read_dialect(folder), manifest_in(folder)) if folder.is_dir() else (Dialect(), None)
+        drift = self._compared(manifest, adapter)
+        if any(id >= self.model.config.vocab_size for id in adapter.invocation):
+            raise WeightsError(f"{folder}: its invocation has ids outside the vocabulary")
         self._make_room(adapter.nbytes // 2 if packed(self.model) else adapter.nbytes)
         with self.lock:
             mix = mix_of(self.model) or Mix(self.model)
             try:
-                number, effect = put_and_prove(mix, adapter)
+                exact = drift is not None and manifest is not None and drift.state == "exact"
+                number, effect = put_and_prove(mix, adapter, manifest.probe if exact and manifest is not None else None)
                 size = mix.sizes[number]
             finally:
                 _close_empty(mix)
-        return Worn(replace(adapter, deltas={}), effect, number, size, invocation, template)
+        return Worn(replace(adapter, deltas={}), effect, number, size, dialect, drift)
+
+    def _compared(self, manifest: Manifest | None, adapter: Adapter) -> Drift | None:
+        """Raises WeightsError for another base, unless that is allowed."""
+        if manifest is None or self.base is None:
+            return None
+        return checked(manifest, self.base, self.allow_drift, identity=adapter.identity)
 
     def _make_room(self, wanted: int) -> None:
         if wanted > self.budget:
@@ -206,35 +227,3 @@ def _close_empty(mix: Mix) -> None:
     """The model is as it was before its first adapter."""
     if not mix.sizes:
         mix.close()
-
-
-# ---- what an adapter's folder says beside its weights ----------------------------------------------------------------
-
-
-def invocation_of(folder: Path, vocabulary: int) -> tuple[int, ...]:
-    """``alora_invocation_tokens`` of PEFT's config: ids. Raises FormatError."""
-    fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
-    given = fields.raw("alora_invocation_tokens", None)
-    if given is None:
-        return ()
-    known = isinstance(given, list) and 0 < len(given) <= MOST_INVOCATION
-    if not known or not all(type(id) is int and 0 <= id < vocabulary for id in given):
-        raise FormatError(
-            f"{fields.where}: alora_invocation_tokens must be 1 to {MOST_INVOCATION} ids of the vocabulary"
-        )
-    return tuple(given)
-
-
-def template_of(folder: Path) -> str | None:
-    """The chat template beside an adapter, as PEFT saves it with a tokenizer. Raises FormatError."""
-    path = folder / TEMPLATE
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        content = file.read(MOST_TEMPLATE + 1)
-    if len(content) > MOST_TEMPLATE:
-        raise FormatError(f"{path}: a chat template of more than {MOST_TEMPLATE} bytes")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error

@@ -84,7 +84,10 @@ ExpertMemory = Annotated[
 ]
 Adapter = Annotated[
     Path | None,
-    typer.Option("--adapter", metavar="FOLDER", help="An adapter in PEFT's format; it is proved to act."),
+    typer.Option("--adapter", metavar="ADAPTER", help="An adapter's folder or name; it is proved to act."),
+]
+AllowDrift = Annotated[
+    bool, typer.Option("--allow-drift", help="Put an adapter on a base that changed since it was made.")
 ]
 DeviceChoice = Annotated[Device, typer.Option("--device", help="Where the layers run.")]
 Memory = Annotated[

@@ -15,10 +15,11 @@ Formats: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and https://h
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from typing import TypeVar
@@ -44,6 +45,8 @@ _CONTROL_LIKE = re.compile(
     re.DOTALL,
 )
 
+_RESERVED = re.compile(r"<unused\d+>")
+
 # What ends a model's turn, beside the end-of-sequence token.
 TURN_ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>", "<start_function_response>")
 
@@ -68,6 +71,19 @@ class Vocabulary:
     whole: Sequence[str]  # the user-defined tokens
     merges: Callable[[], Merges]
 
+    def renamed(self, names: Mapping[str, int]) -> Vocabulary:
+        """With these names for reserved control tokens. Raises TokenizerError."""
+        control, spellings = {**self.control}, [*self.spellings]
+        for name, id in names.items():
+            if not 0 <= id < len(spellings):
+                raise TokenizerError(f"token {name!r} has the id {id}, outside the vocabulary of {len(spellings)}")
+            if control.get(spellings[id]) == id and _RESERVED.fullmatch(spellings[id]):
+                if name in control:
+                    raise TokenizerError(f"token {id} cannot be called {name!r}: token {control[name]} is")
+                del control[spellings[id]]
+                control[name], spellings[id] = id, name
+        return replace(self, control=control, spellings=spellings)
+
     @cached_property
     def control_ids(self) -> frozenset[int]:
         return frozenset(self.control.values())
@@ -77,6 +93,13 @@ class Vocabulary:
         """The tokens with which a model ends its turn."""
         named = (self.control.get(name) for name in TURN_ENDS)
         return frozenset(id for id in (self.eos_id, *named) if id is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits of the tokens by id and of what each is: the same ids mean the same texts."""
+        digest = hashlib.sha256("\0".join(self.spellings).encode("utf-8", "surrogatepass"))
+        digest.update(repr((sorted(self.control.items()), sorted(self.whole), list(self.byte_ids))).encode())
+        return digest.hexdigest()
 
     @cached_property
     def _bytes(self) -> Mapping[int, bytes]:
