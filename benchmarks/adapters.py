@@ -1,6 +1,6 @@
 """Sixteen adapters in one batch beside none: decode, prompts and switching on the real gemma-3-270m.
 
-    python -m benchmarks.adapters [--adapters 16] [--rank 8] [--steps 48] [--rounds 3] [--threads N] [--json]
+    python -m benchmarks.adapters [--adapters 16] [--rank 8] [--steps 24] [--rounds 3] [--threads N] [--json]
 
 The adapters are synthetic: random numbers of the shapes a trained one has, on the seven usual kinds of matrices. What
 is measured does not depend on the numbers. Ways of running are measured in turn, each as often, and the median is given
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ PROMPT, LONG = 16, 512  # tokens
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    for name, usual in (("adapters", 16), ("rank", 8), ("steps", 48), ("rounds", 3)):
+    for name, usual in (("adapters", 16), ("rank", 8), ("steps", 24), ("rounds", 3)):
         options.add_argument(f"--{name}", type=int, default=usual)
     options.add_argument("--threads", type=int)
     options.add_argument("--json", action="store_true")
@@ -59,12 +60,12 @@ def measured(count: int, rank: int, steps: int, rounds: int, threads: int | None
         "first token ms, another each time": lambda: 1000 * again(llm, names),
         "take ms, loaded": lambda: 1000 * timed(lambda: llm.adapters.take(names[-1])),
     }
-    for way in ways.values():
-        way()
+    decode(llm, everybody, 2)  # the first pass of a shape takes its memory
     numbers = {name: list[float]() for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             numbers[name].append(way())
+            print(f"{name}: {numbers[name][-1]:.1f}", file=sys.stderr, flush=True)
     spread = {name: [statistics.median(all), min(all), max(all)] for name, all in numbers.items()}
     base, mixed = (spread[name][0] for name in list(ways)[:2])
     compute = fused_layers(llm.model)[0].compute
@@ -117,7 +118,7 @@ def first(llm: LLM, name: str, length: int) -> None:
 
 def again(llm: LLM, names: list[str]) -> float:
     """Seconds to the first token of a short prompt, the median over requests one after the other."""
-    return statistics.median(timed(lambda at=at: first(llm, names[at % len(names)], PROMPT)) for at in range(16))
+    return statistics.median(timed(lambda at=at: first(llm, names[at % len(names)], PROMPT)) for at in range(8))
 
 
 def timed(work: Callable[[], object]) -> float:

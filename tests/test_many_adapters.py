@@ -21,6 +21,8 @@ from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import StoredType
+from pocketgem.cli.common import UsageError
+from pocketgem.cli.serve import adapters_of
 from pocketgem.engine.request import FinishReason
 from pocketgem.errors import BusyError, FormatError, InputError, PromptError, TemplateError, WeightsError
 from pocketgem.model.build import build_model
@@ -471,3 +473,21 @@ def test_the_server_lists_adapters_and_knows_no_others(server: Running) -> None:
     assert both.status_code == 400
     chat = server.http.post("/v1/chat/completions", json={**ROUTES["/v1/chat/completions"], "model": "twin"})
     assert chat.status_code == 400, "the base has no template"
+
+
+def test_the_command_line_names_adapters(files: Path, tmp_path: Path) -> None:
+    one, run_folder = {"twin": "twin.gguf"}, tmp_path / "run7" / "adapter"
+    save(run_folder, dict(open_adapter(files / "a1").deltas))
+    given = adapters_of([f"notes={files / 'a1'}", str(files / "a2"), str(run_folder)], one)
+    assert given == {"twin": {"notes": files / "a1", "a2": files / "a2", "run7": run_folder}}
+    two = {**one, "other": "other.gguf"}
+    assert adapters_of([f"other:x={files / 'a1'}"], two) == {"other": {"x": files / "a1"}}
+    for texts, names in (
+        ([f"x={files / 'a1'}", f"x={files / 'a2'}"], one),
+        ([f"x={files / 'a1'}"], two),
+        ([f"third:x={files / 'a1'}"], two),
+    ):
+        with pytest.raises(UsageError):
+            adapters_of(texts, names)
+    with pytest.raises(InputError, match="no such adapter"):
+        adapters_of(["x=nowhere"], one)
