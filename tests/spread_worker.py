@@ -14,7 +14,7 @@ from pocketgem.model.gemma import Gemma
 from pocketgem.tune.data import Example
 from pocketgem.tune.recipe import Recipe, plan_training
 from pocketgem.tune.spread import SpreadTrainer, shard_
-from pocketgem.tune.team import Meeting, joined
+from pocketgem.tune.team import Meeting, Team, joined
 
 RECIPE = Recipe(rank=4, alpha=8, steps=10, batch=5, learning_rate=5e-3, clip=0.5)
 
@@ -23,20 +23,23 @@ def load(folder: Path) -> Gemma:
     return build_model(open_checkpoint(resolve(folder)), torch.float32)
 
 
-def work(rank: int, size: int, folders: dict[str, Path], examples: list[Example], out: Path, shard: bool) -> None:
-    """Every twin's loss curve, its trained numbers summed up, and how many of the layers' numbers lie here."""
+def work(rank: int, size: int, folders: dict[str, Path], examples: list[Example], out: Path) -> None:
+    """Of every twin, whole and in shards: the loss curve, what was trained, how much of the layers lies here."""
     torch.set_num_threads(1)
     said = {}
     with joined(Meeting(out / "meeting", rank, size)) as team:
         assert team is not None
         for name, folder in folders.items():
-            model = load(folder)
-            if shard:
-                shard_(model)
-            trainer = SpreadTrainer(team, model, plan_training(model, RECIPE), RECIPE, examples)
-            trainer.check_gradients()
-            losses = [taken.loss for taken in trainer.run()]
-            here = sum(getattr(one, "_local_tensor", one).numel() for one in model.layers.parameters())
-            parts = [float(part.detach().double().sum()) for part in trainer.parameters]
-            said[name] = {"losses": losses, "here": here, "parts": parts}
+            for shard in (False, True):
+                said[f"{name} {shard}"] = trained(team, load(folder), examples, shard)
     (out / f"{rank}.json").write_text(json.dumps(said))
+
+
+def trained(team: Team, model: Gemma, examples: list[Example], shard: bool) -> dict[str, object]:
+    if shard:
+        shard_(model)
+    trainer = SpreadTrainer(team, model, plan_training(model, RECIPE), RECIPE, examples)
+    trainer.check_gradients()
+    losses = [taken.loss for taken in trainer.run()]
+    here = sum(getattr(one, "_local_tensor", one).numel() for one in model.layers.parameters())
+    return {"losses": losses, "here": here, "parts": [float(part.double().sum()) for part in trainer.parameters]}

@@ -110,7 +110,7 @@ def llm(base: Path) -> LLM:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
-    words = ("aqua", "bee", "cd", "dodo", "ee", "fog", "gg", "hh", "iii", "jj", "kk", "lol")
+    words = ("aqua", "bee", "cd") * 6  # what is held back is like what is learned
     path.write_text("\n".join(json.dumps({"prompt": f"say {word}", "completion": word * 2}) for word in words))
     return path
 
@@ -123,9 +123,9 @@ def sweep_of(llm: LLM, data: Path, folder: Path, text: str = SPACE) -> Sweep:
 @pytest_optuna
 def test_the_best_of_many_runs_is_found_and_those_that_lag_are_stopped(llm: LLM, data: Path, tmp_path: Path) -> None:
     sweep = sweep_of(llm, data, tmp_path)
-    assert len(sweep.held) == 1
-    results = sweep.run(14)
-    assert len(results.tried) == 14
+    assert len(sweep.held) == 2
+    results = sweep.run(8)
+    assert len(results.tried) == 8
     done = [one for one in results.ranked if one.state == "done"]
     stopped = [one for one in results.tried if one.state == "stopped"]
     assert stopped
@@ -134,13 +134,13 @@ def test_the_best_of_many_runs_is_found_and_those_that_lag_are_stopped(llm: LLM,
     best = results.best
     assert best is not None
     assert best.score is not None
-    assert best.score < results.base
+    assert best.score < results.base - 0.1
     attach_(llm.model, open_adapter(best.folder / "adapter").deltas)
     assert score_of(llm.model, sweep.held) == pytest.approx(best.score, abs=1e-5)
     detach_(llm.model)
     assert score_of(llm.model, sweep.held) == results.base, "a run has left something on the model"
     assert not list((tmp_path / "out").rglob("state.safetensors"))
-    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["state"] for row in rows] == [one.state for one in results.ranked]
     assert rows[0]["modules"] == best.values["modules"]
 
@@ -151,20 +151,20 @@ class Killed(Exception):
 
 @pytest_optuna
 def test_a_killed_sweep_ends_as_one_that_was_not(llm: LLM, data: Path, tmp_path: Path) -> None:
-    whole = sweep_of(llm, data, tmp_path / "whole").run(6)
+    whole = sweep_of(llm, data, tmp_path / "whole").run(4)
 
     def kill(number: int, taken: Taken, score: float | None) -> None:
-        if number == 2 and taken.step == 5 and score is not None:
+        if number == 1 and taken.step == 6 and score is not None:
             raise Killed
 
     with pytest.raises(Killed):
-        sweep_of(llm, data, tmp_path / "cut").run(6, look=kill)
+        sweep_of(llm, data, tmp_path / "cut").run(4, look=kill)
     journal = tmp_path / "cut" / "out" / JOURNAL
     journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "half a li')
     journal.with_name(f"{JOURNAL}.lock").touch()
     steps: list[int] = []
-    cut = sweep_of(llm, data, tmp_path / "cut").run(6, look=lambda number, taken, score: steps.append(taken.step))
-    assert steps[0] == 5, "the run did not go on from its state"
+    cut = sweep_of(llm, data, tmp_path / "cut").run(4, look=lambda number, taken, score: steps.append(taken.step))
+    assert steps[0] == 6, "the run did not go on from its state"
     assert [(one.values, one.state, one.checks) for one in cut.tried] == [
         (one.values, one.state, one.checks) for one in whole.tried
     ]

@@ -40,9 +40,8 @@ def train_on_ray(verb: Callable[..., None], arguments: Sequence[str], scale: Sca
 
 
 def _fit(told: dict[str, Any], scale: Scale, storage: str) -> None:
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = TorchTrainer(
         run_worker,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -148,8 +148,9 @@ def _fewer_threads(workers: int) -> Iterator[None]:
 def _end_with_parent() -> None:
     """The pipe from whoever started this process ends when that one does, killed or not."""
 
-    def watch(pipe: IO[bytes]) -> None:
-        pipe.read()
+    def watch() -> None:
+        while os.read(0, 1024):  # not Python's own stream: that is locked while it is read, also at the end
+            pass
         os._exit(1)
 
-    Thread(target=watch, args=(sys.stdin.buffer,), daemon=True).start()
+    Thread(target=watch, daemon=True).start()

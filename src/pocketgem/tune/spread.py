@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -55,7 +55,7 @@ class SpreadTrainer(Trainer):
         parts = self.parameters
         grads = [part.new_zeros(part.shape) if part.grad is None else part.grad for part in parts]
         flat = self.team.sum(torch.cat([*(grad.float().reshape(-1) for grad in grads), loss.float().reshape(1)]))
-        for part, values in zip(parts, flat[:-1].split([part.numel() for part in parts]), strict=True):
+        for part, values in zip(parts, torch.split(flat[:-1], [part.numel() for part in parts]), strict=True):
             part.grad = values.view_as(part).to(part.dtype)
         return float(flat[-1])
 
@@ -63,13 +63,11 @@ class SpreadTrainer(Trainer):
         mine = torch.tensor([self.step, int(fingerprint(self.examples)[:12], 16)], dtype=torch.float64)  # 48 bits
         table = mine.new_zeros(self.team.size, len(mine))
         table[self.team.rank] = mine
-        everyone = self.team.sum(table.to(self.model.device)).cpu()
-        if len(everyone[:, 1].unique()) > 1:
+        everyone = self.team.sum(table.to(self.model.device)).tolist()
+        if len({data for _, data in everyone}) > 1:
             raise InputError("the workers have read different examples; give all of them the same file")
-        if len(everyone[:, 0].unique()) > 1:
-            raise InputError(
-                "some workers found a state to go on from and others did not; --out must be a shared folder"
-            )
+        if len({step for step, _ in everyone}) > 1:
+            raise InputError("some workers found a state to go on from, others none; --out must be a shared folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,9 @@ def shard_(model: Gemma) -> None:
         raise RunError("the base is cut into shards already")
     for layer in model.layers:
         parts = [module for module in layer.modules() if isinstance(module, Linear | Experts)]
-        plain = [module for module in parts if next(module.parameters(recurse=False), None) is not None]
+        plain: list[nn.Module] = [
+            module for module in parts if next(module.parameters(recurse=False), None) is not None
+        ]
         if not plain:
             raise InputError("only plain weights can be cut into shards; give --dtype bfloat16 or float32")
         fully_shard(plain, reshard_after_forward=True)

@@ -66,6 +66,7 @@ class Sweep:
     folder: Path
     held: Sequence[Example]
     keep: frozenset[int]  # places in the data that are held back
+    content: str  # a name of all examples
     command: str = ""
 
     def run(self, trials: int, seconds: float | None = None, look: Look = lambda number, taken, score: None) -> Results:
@@ -99,7 +100,7 @@ class Sweep:
         values = {key: _suggested(trial, key, dimension) for key, dimension in self.space.free.items()}
         if (before := next((one for one in self._tried(study) if one.params == trial.params), None)) is not None:
             trial.set_user_attr("same", before.number)
-            study.tell(trial, before.value, state=before.state)
+            study.tell(trial, before.value if before.state.name == "COMPLETE" else None, state=before.state)
             return False
         if "folder" not in trial.user_attrs:
             trial.set_user_attr("folder", f"{TRIALS}/{trial.number:03d}")
@@ -141,7 +142,7 @@ class Sweep:
     def _run(self, recipe: Recipe, folder: Path) -> Run:
         run = prepare(self.llm, self.data, folder, recipe, self.command)
         learned = [one for at, one in enumerate(run.examples) if at not in self.keep]
-        return replace(run, examples=learned, save_every=max(1, recipe.steps // CHECKS))
+        return replace(run, examples=learned, save_every=max(5, recipe.steps // CHECKS))
 
     # ---- what the journal says ---------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class Sweep:
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=PATIENT),
         )
-        mine = {"space": repr(self.space), "data": fingerprint(self.held), "model": self.llm.checkpoint.where}
+        mine = {"space": repr(self.space), "data": self.content, "model": self.llm.checkpoint.where}
         if study.user_attrs.setdefault("sweep", mine) != mine:
             raise InputError(f"{self.folder}: the sweep there has another space, data or model; use another --out")
         if "base" not in study.user_attrs:
@@ -209,13 +210,15 @@ def set_up(
     longest = _longest(space)
     examples = prepare(llm, data, folder, longest).examples
     if validation is not None:
-        return Sweep(llm, data, space, folder, prepare(llm, validation, folder, longest).examples, frozenset(), command)
+        held = prepare(llm, validation, folder, longest).examples
+        return Sweep(llm, data, space, folder, held, frozenset(), fingerprint([*examples, *held]), command)
     if len(examples) < 2:
         raise InputError(f"{data}: one example; a sweep needs some to learn from and some to compare by")
     count = min(MOST_HELD, max(1, round(HELD * len(examples))))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(20_240_221)).tolist()
     keep = frozenset(order[:count])
-    return Sweep(llm, data, space, folder, [examples[at] for at in sorted(keep)], keep, command)
+    held = [examples[at] for at in sorted(keep)]
+    return Sweep(llm, data, space, folder, held, keep, fingerprint(examples), command)
 
 
 @torch.no_grad()
@@ -252,8 +255,8 @@ def _suggested(trial: Trial, key: str, dimension: Choices | Range) -> Value:
         return by_label[trial.suggest_categorical(key, list(by_label))]
     if dimension.whole:
         step = int(dimension.step or 1)
-        return trial.suggest_int(key, int(dimension.low), int(dimension.high), step=step, log=dimension.log)
-    return trial.suggest_float(key, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
+        return int(trial.suggest_int(key, int(dimension.low), int(dimension.high), step=step, log=dimension.log))
+    return float(trial.suggest_float(key, dimension.low, dimension.high, step=dimension.step, log=dimension.log))
 
 
 def _sampler(seed: int) -> Any:

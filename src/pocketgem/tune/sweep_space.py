@@ -93,7 +93,10 @@ def read_space(path: Path, *, seed: int = 1) -> Space:
         found = _dimension(said, known[key], where) if isinstance(said, Mapping) else _value(said, known[key], where)
         for value in found.ends if isinstance(found, Choices | Range) else (found,):
             _check(key, value, where)
-        (free if isinstance(found, Choices | Range) else fixed)[key] = found
+        if isinstance(found, Choices | Range):
+            free[key] = found
+        else:
+            fixed[key] = found
     if not free:
         raise InputError(f"{path}: nothing to try; give a field choices, a range or a log_range")
     return Space(replace(defaults, **fixed), free)

@@ -140,7 +140,7 @@ def _by_environment() -> Team:
 
 
 def _by_file(meeting: Meeting) -> Team:
-    store = dist.FileStore(str(meeting.path), meeting.size)
+    store = dist.FileStore(str(meeting.path), meeting.size)  # type: ignore[attr-defined]  # a name of theirs in C++
     store.set(f"here {meeting.rank}", "yes")
     until = time.monotonic() + PATIENCE
     while not store.check([f"here {rank}" for rank in range(meeting.size)]):
