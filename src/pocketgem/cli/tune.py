@@ -84,6 +84,8 @@ def tune_model(
         )  # fmt: skip
     if ray and not among_others():
         return train_on_ray(tune_model, command.obj, scale_of(workers, threads, ray_address), quiet=quiet or as_json)
+    if workers > batch:
+        refuse(f"{workers} workers cannot share a batch of {batch}; give --batch {workers}.")
     from pocketgem.tune.recipe import Recipe
 
     kinds = tuple(name.strip() for name in modules.split(",") if name.strip())

@@ -126,7 +126,6 @@ class Sweep:
             if check is not None and check not in checks:
                 checks[check] = score = score_of(self.llm.model, self.held)
                 trial.report(score, check)
-                trial.set_user_attr("seconds", round(before + time.monotonic() - began, 1))
             look(trial.number, taken, score)
             if taken.step < run.recipe.steps:
                 if check is not None and trial.should_prune():
@@ -134,7 +133,10 @@ class Sweep:
                 if until is not None and time.monotonic() > until:
                     raise _OutOfTime
 
-        run.train(watch)
+        try:
+            run.train(watch)
+        finally:
+            trial.set_user_attr("seconds", round(before + time.monotonic() - began, 1))
         if CHECKS not in checks:  # the run was whole already when the sweep was killed
             raise RunError("the run ended without a score")
         return checks[CHECKS]
