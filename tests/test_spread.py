@@ -155,15 +155,15 @@ def test_what_workers_cannot_share_is_refused(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_ray_train_starts_them(
-    base: Path, data: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ray_train_starts_them(base: Path, data: Path, alone: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.train", reason='needs Ray Train: pip install "pocketgem[ray-train]"')
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "pocketgem", *command(base, data, out), "--ray", "--workers", "2", "--threads", "1"]
+    words = [sys.executable, "-m", "pocketgem", *command(base, data, out), "--ray", "--workers", "2"]
+    words += ["--threads", "1", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     same(out, alone)
+    assert json.loads(done.stdout)["adapter"] == str(out / "adapter")
     assert json.loads((out / "adapter" / "run.json").read_text())["command"].split()[1:2] == ["tune"]
     bad = [*words[:4], str(tmp_path / "none"), *words[5:]]
     done = subprocess.run(bad, capture_output=True, text=True, timeout=300, check=False)

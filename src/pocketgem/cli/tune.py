@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import pocketgem.cli.options as o
 from pocketgem.cli.common import count_text, refuse
 from pocketgem.cli.screen import Screen
-from pocketgem.cli.tune_ray import scale_of, train_on_ray
+from pocketgem.cli.tune_ray import report, scale_of, train_on_ray
 from pocketgem.cli.tune_sweep import Minutes, Space, Trials, sweep_model
 from pocketgem.cli.tune_workers import RayAddress, Shard, UseRay, Workers, among_others, shared, team_of
 
@@ -82,10 +82,11 @@ def tune_model(
             model, data, sweep, out, trials=trials, minutes=minutes, seed=seed, dtype=dtype, threads=threads,
             offline=offline, as_json=as_json, quiet=quiet,
         )  # fmt: skip
-    if ray and not among_others():
-        return train_on_ray(tune_model, command.obj, scale_of(workers, threads, ray_address), quiet=quiet or as_json)
     if workers > batch:
         refuse(f"{workers} workers cannot share a batch of {batch}; give --batch {workers}.")
+    if ray and not among_others():
+        train_on_ray(tune_model, command.obj, scale_of(workers, threads, ray_address), quiet=quiet or as_json)
+        return report(out, as_json=as_json, quiet=quiet)
     from pocketgem.tune.recipe import Recipe
 
     kinds = tuple(name.strip() for name in modules.split(",") if name.strip())

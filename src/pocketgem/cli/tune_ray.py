@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from pocketgem.cli.screen import Screen
 from pocketgem.errors import PocketgemError, RunError
-from pocketgem.serve.ray import connected
 from pocketgem.serve.scale import Scale
 
 
@@ -28,6 +29,8 @@ def train_on_ray(verb: Callable[..., None], arguments: Sequence[str], scale: Sca
 
     Raises InputError where Ray is missing, else what the first worker to fail raised, or RunError.
     """
+    from pocketgem.serve.ray import connected
+
     scale.check()
     Screen(quiet=quiet).note(f"starting {scale.replicas} workers by Ray Train")
     told = {"verb": verb, "arguments": [*arguments[1:]], "folder": os.getcwd(), "argv": sys.argv}
@@ -37,6 +40,17 @@ def train_on_ray(verb: Callable[..., None], arguments: Sequence[str], scale: Sca
             _fit(told, scale, storage)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def report(out: Path, *, as_json: bool, quiet: bool) -> None:
+    """What the workers left, as ``pocketgem tune`` says it."""
+    record = json.loads((out / "adapter" / "run.json").read_text(encoding="utf-8"))
+    if as_json:
+        wanted = {key: record[key] for key in ("loss", "seconds", "recipe")}
+        print(json.dumps({"adapter": str(out / "adapter"), **wanted}))
+    Screen(quiet=quiet or as_json).note(
+        f"{out / 'adapter'}: {record['parameters']:,} parameters, loss {record['loss']}"
+    )
 
 
 def _fit(told: dict[str, Any], scale: Scale, storage: str) -> None:
