@@ -88,7 +88,7 @@ Mmproj = Annotated[
 ]
 Adapters = Annotated[
     list[str] | None,
-    typer.Option("--adapter", metavar="[[MODEL:]NAME=]ADAPTER", help="An adapter, asked for as MODEL:NAME. Repeatable."),
+    typer.Option("--adapter", metavar="[[MODEL:]NAME=]ADAPTER", help="Asked for as MODEL:NAME. Repeatable."),
 ]
 AdapterMemory = Annotated[
     str, typer.Option("--adapter-memory", metavar="SIZE", help="For adapters of each model; idle ones make room.")
