@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from pocketgem import LLM
+from pocketgem.adapters.dialect import TEMPLATE
 from pocketgem.adapters.peft import CONFIG, open_adapter
 from pocketgem.adapters.save import Label, save_adapter
-from pocketgem.adapters.wardrobe import TEMPLATE
 from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
