@@ -24,7 +24,7 @@ from pocketgem.checkpoint.types import StoredType
 from pocketgem.cli.common import UsageError
 from pocketgem.cli.serve import adapters_of
 from pocketgem.engine.request import FinishReason
-from pocketgem.errors import BusyError, FormatError, InputError, PromptError, TemplateError, WeightsError
+from pocketgem.errors import BusyError, CheckpointError, InputError, PromptError, TemplateError, WeightsError
 from pocketgem.model.build import build_model
 from pocketgem.model.cache import Step
 from pocketgem.model.fused import FusedLayer
@@ -390,10 +390,10 @@ def cold_ids(files: Path, folder: Path, ids: list[int]) -> tuple[int, ...]:
     return llm.generate(ids, adapter="late", **SEEDED).ids
 
 
-@pytest.mark.parametrize("tokens", ["text", [], [VOCAB + 10**6], [True], [1] * 1000])
+@pytest.mark.parametrize("tokens", ["text", [VOCAB + 10**6], [True], [1] * 10_000])
 def test_an_invocation_that_is_none_is_refused(files: Path, tokens: object, tmp_path: Path) -> None:
     folder = save(tmp_path / "bad", dict(open_adapter(files / "a1").deltas), alora_invocation_tokens=tokens)
-    with pytest.raises(FormatError, match="alora_invocation_tokens"):
+    with pytest.raises(CheckpointError, match="invocation"):
         LLM.load(files / "twin.gguf", dtype=torch.float32).adapters.add("bad", folder)
 
 
@@ -436,7 +436,7 @@ def text_of(answer: dict[str, Any]) -> str:
 @pytest.mark.native
 def test_the_server_answers_with_two_at_once(server: Running) -> None:
     for path, body in ROUTES.items():
-        body = {**body, "temperature": 0}
+        body = {**body, "temperature": 1.0, "seed": 5}
 
         def ask(more: dict[str, object], path: str = path, body: dict[str, Any] = body) -> dict[str, Any]:
             answer = server.http.post(path, json={**body, **more})
@@ -477,6 +477,7 @@ def test_the_server_lists_adapters_and_knows_no_others(server: Running) -> None:
 
 def test_the_command_line_names_adapters(files: Path, tmp_path: Path) -> None:
     one, run_folder = {"twin": "twin.gguf"}, tmp_path / "run7" / "adapter"
+    run_folder.parent.mkdir()
     save(run_folder, dict(open_adapter(files / "a1").deltas))
     given = adapters_of([f"notes={files / 'a1'}", str(files / "a2"), str(run_folder)], one)
     assert given == {"twin": {"notes": files / "a1", "a2": files / "a2", "run7": run_folder}}

@@ -14,16 +14,17 @@ The streaming form is the real one; the other is a fold over it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 
 from pocketgem import kernels
 from pocketgem.adapters.base import Base
-from pocketgem.adapters.dialect import read_dialect
+from pocketgem.adapters.dialect import Dialect, read_dialect
 from pocketgem.adapters.wardrobe import USUAL_BUDGET, Lease, Wardrobe, Worn
 from pocketgem.adapters.where import where_is
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, fold, fold_events
@@ -47,7 +48,7 @@ from pocketgem.model.gemma import Gemma
 from pocketgem.model.mix import NOBODY
 from pocketgem.model.quant import store_of
 from pocketgem.model.towers import Towers
-from pocketgem.opening import Wishes, bytes_of, engine_of, opened, past_folder
+from pocketgem.opening import Wishes, bytes_of, engine_of, opened, past_folder, spoken
 from pocketgem.parts import defaults_of, nameless_ids, template_of
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.senses import Senses
@@ -63,6 +64,20 @@ from pocketgem.text.tokenizer import Tokenizer
 
 CACHE_SIZE = 4 << 30  # bytes of pasts on disk
 Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How requests with one adapter are written and read: the model's own template and tokens' names, or the adapter's.
+
+    defaults: sampling options of the checkpoint, with the tokens that end a turn.
+    """
+
+    tokenizer: Tokenizer
+    chat: Chat
+    can_chat: bool
+    defaults: Mapping[str, object]
+    grammars: Grammars  # empty until the first answer that must have a form
 
 
 class LLM:
@@ -83,32 +98,28 @@ class LLM:
         image_budget: Budget = "auto",
         adapter_memory: int = USUAL_BUDGET,
         allow_drift: bool = False,
+        plain: tuple[Checkpoint, Tokenizer] | None = None,
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
         kept, folder: bytes for pasts in memory, and where they lie on disk; decoder, image_budget: see ``load``.
-        adapter_memory: bytes for adapters that requests name; allow_drift: see ``load``.
+        adapter_memory, allow_drift: of adapters that requests name, see ``load``. plain: checkpoint and tokenizer
+        without the words of an adapter.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
         self.engine = engine_of(model, tokenizer, context, plan, kept, folder)
-        self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
+        self._plain = (checkpoint, tokenizer) if plain is None else plain
         self.adapters = Wardrobe(
-            model,
-            self.flights.lock,
-            find=where_is,
-            budget=adapter_memory,
-            base=Base(checkpoint, tokenizer),
-            allow_drift=allow_drift,
+            model, self.flights.lock, base=Base(*self._plain), allow_drift=allow_drift, budget=adapter_memory
         )
         self._worn: Lease | None = None  # what requests have on that name no adapter
-        self._taught: set[str] = set()  # adapters whose names for tokens the tokenizer knows
         towers = Towers.of(checkpoint)  # nothing of them is read until something is to be seen or heard
         self.senses = Senses(towers, checkpoint.config, tokenizer, decoder, budget=image_budget)
         self._numbers = count()
-        self._chats: dict[str | None, Chat] = {}  # by the template that an adapter brings
-        self.grammars = Grammars(tokenizer)  # empty until the first answer that must have a form
+        self._voice = self._spoken(Dialect())
+        self._voices: WeakKeyDictionary[Worn, Voice] = WeakKeyDictionary()
         self._mapped = files
         self._nameless = nameless_ids(checkpoint, tokenizer)
 
@@ -166,11 +177,10 @@ class LLM:
                 past, where that takes more).
             cache_dir: a folder, of this person alone, that keeps pasts from one run to the next, in ``cache_size``
                 bytes at most. What was said can be read from it.
-            adapter: an adapter for all requests that name none: a folder in PEFT's format, or the name of one that is
-                registered or shipped. It is compared with this model by its manifest, where it has one, and proved to
-                change the model's answers; ``attached`` says how much.
+            adapter: a folder with an adapter, or the name of one that is registered or shipped, for all requests that
+                name none; it is proved to change the model's answers, and ``attached`` says how much.
             adapter_memory: bytes, or a text such as "1GiB", for adapters that requests name (``adapters``).
-            allow_drift: put adapters on a model that changed since they were made, which is refused otherwise.
+            allow_drift: put adapters on although the base is another than their manifests say.
             mmproj: a GGUF file with the towers of a model that is itself a GGUF file.
             image_budget: tokens for an image whose message names none, 70, 140, 280, 560 or 1120; "auto" takes the
                 fewest that lose no detail.
@@ -219,6 +229,7 @@ class LLM:
             image_budget=image_budget,
             adapter_memory=room,
             allow_drift=allow_drift,
+            plain=found.plain,
         )
         if adapter is not None:
             llm.wear(adapter)
@@ -234,7 +245,7 @@ class LLM:
 
     def wear(self, adapter: str | Path | None) -> None:
         """Have all requests that name no adapter answered with this one; None: by the base. See ``Wardrobe.take``."""
-        self._worn = None if adapter is None else self._taken(adapter)
+        self._worn = None if adapter is None else self.adapters.take(adapter)
 
     @property
     def attached(self) -> Worn | None:
@@ -245,18 +256,7 @@ class LLM:
         """Of a request. Raises what ``Wardrobe.take`` does."""
         if adapter is None:
             return self._worn
-        return self._taken(adapter) if adapter != "" else None
-
-    def _taken(self, adapter: str | Path) -> Lease:
-        """An adapter, whose names for reserved tokens stay: without it the model means nothing by them."""
-        lease = self.adapters.take(adapter)
-        if lease.worn.identity not in self._taught:
-            named = self.tokenizer.renamed(lease.worn.dialect.names)
-            if named.special_tokens != self.tokenizer.special_tokens:
-                self.tokenizer, self.grammars = named, Grammars(named)
-                self._chats.clear()
-            self._taught.add(lease.worn.identity)
-        return lease
+        return self.adapters.take(adapter) if adapter != "" else None
 
     # ---- text ------------------------------------------------------------------------------------------------------
 
@@ -290,8 +290,9 @@ class LLM:
                 "": the base.
         Raises PromptError for an empty or over-long prompt, for options out of range and for a format that is wrong.
         """
-        made = self._params(params, sampling)
-        return self._continue(self._request(prompt, made, Shape(format=format), lease=self._lease(adapter)), on_prefill)
+        lease = self._lease(adapter)
+        made = self._params(params, sampling, lease)
+        return self._continue(self._request(prompt, made, Shape(format=format), lease=lease), on_prefill)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
@@ -310,13 +311,14 @@ class LLM:
 
         adapter: one for all, or one for each. Raises PromptError as ``stream`` does.
         """
-        params, shape = self._params(params, sampling), Shape(format=format)
+        shape = Shape(format=format)
         each = [adapter] * len(prompts) if isinstance(adapter, str | Path | None) else list(adapter)
         if len(each) != len(prompts):
             raise PromptError(f"{len(each)} adapters for {len(prompts)} prompts; give one for all, or one for each")
         leases = [self._lease(one) for one in each]
         requests = [  # all are good, or none starts
-            self._request(prompt, params, shape, lease=lease) for prompt, lease in zip(prompts, leases, strict=True)
+            self._request(prompt, self._params(params, sampling, lease), shape, lease=lease)
+            for prompt, lease in zip(prompts, leases, strict=True)
         ]
         runs = [self.flights.start(request) for request in requests]
         try:
@@ -330,7 +332,7 @@ class LLM:
         yield from self._pieces(self.flights.start(request), on_prefill)
 
     def _pieces(self, run: Run, on_prefill: Progress | None) -> Iterator[Piece]:
-        reader = TextReader(self.tokenizer, run)
+        reader = TextReader(self.voice(run).tokenizer, run)
         for output in self.flights.outputs(run, on_prefill):
             piece = reader.read(output)
             if reader.stopped:
@@ -342,24 +344,32 @@ class LLM:
     @property
     def can_chat(self) -> bool:
         """Whether there is a chat template: the checkpoint's, or that of the adapter of all requests."""
-        return self.checkpoint.chat_template is not None or self._template(self._worn) is not None
+        return self._voice_of(self._worn).can_chat
 
     def chats_with(self, adapter: str | None) -> bool:
         """Whether there is a chat template for requests with this adapter. Reads its file where it is not loaded."""
-        if adapter is None or self.checkpoint.chat_template is not None:
+        if self.can_chat or adapter is None:
             return self.can_chat
-        return read_dialect(self.adapters.folder(adapter)).template is not None
+        folder = self.adapters.folder(adapter)
+        return folder.is_dir() and read_dialect(folder).template is not None
 
-    def _template(self, lease: Lease | None) -> str | None:
-        """The template an adapter brings for a base that has none: a base's own is what its adapters were made for."""
-        return None if lease is None or self.checkpoint.chat_template is not None else lease.worn.dialect.template
+    def voice(self, run: Run) -> Voice:
+        """How a run's prompt was written, and so how its answer is read."""
+        return self._voice_of(cast(Lease | None, run.sequence.request.lease))
 
-    def _chat(self, lease: Lease | None) -> Chat:
-        brought = self._template(lease)
-        if brought not in self._chats:
-            checkpoint = self.checkpoint if brought is None else replace(self.checkpoint, chat_template=brought)
-            self._chats[brought] = Chat(template_of(checkpoint, self.tokenizer), self.tokenizer)
-        return self._chats[brought]
+    def _voice_of(self, lease: Lease | None) -> Voice:
+        """Raises TokenizerError for an adapter's names that do not fit the model's tokens."""
+        if lease is None or not lease.worn.dialect:
+            return self._voice
+        if (known := self._voices.get(lease.worn)) is None:
+            self._voices[lease.worn] = known = self._spoken(lease.worn.dialect)
+        return known
+
+    def _spoken(self, dialect: Dialect) -> Voice:
+        checkpoint, tokenizer = spoken(*self._plain, dialect)
+        template = template_of(checkpoint, tokenizer)
+        defaults = defaults_of(checkpoint, tokenizer)
+        return Voice(tokenizer, Chat(template, tokenizer), template is not None, defaults, Grammars(tokenizer))
 
     def read_chat(
         self,
@@ -376,7 +386,7 @@ class LLM:
         owner: whose media these are, see ``Senses.read``. adapter: as ``stream`` has it; a base without a template
         chats by its adapter's. Raises TemplateError, also when there is no template, and MediaError.
         """
-        parts = self._chat(self._lease(adapter)).parts(messages, tools=tools, thinking=thinking)
+        parts = self._voice_of(self._lease(adapter)).chat.parts(messages, tools=tools, thinking=thinking)
         return self.senses.lay(parts, self.senses.read(media_of(messages), owner=owner, most=self.engine.context))
 
     def chat_prompt(
@@ -433,7 +443,7 @@ class LLM:
         lease = self._lease(adapter)  # from here on: what the prompt was made for answers it
         laid = self.read_chat(messages, tools=tools, thinking=thinking, adapter=adapter)
         shape = shaped(tools, tool_choice, parallel=parallel_tool_calls, format=format, thinking_budget=thinking_budget)
-        request = self._request(laid, self._params(params, sampling), shape, thinking=thinking, lease=lease)
+        request = self._request(laid, self._params(params, sampling, lease), shape, thinking=thinking, lease=lease)
         return self._events(request, shape, on_prefill, laid.notes)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
@@ -444,7 +454,7 @@ class LLM:
         self, request: Request, shape: Shape, on_prefill: Progress | None, notes: tuple[str, ...]
     ) -> Iterator[Event | Finished]:
         run = self.flights.start(request)
-        reader = ChatReader(self.tokenizer, run, tools=shape.offered, json=shape.is_json)
+        reader = ChatReader(self.voice(run).tokenizer, run, tools=shape.offered, json=shape.is_json)
         for output in self.flights.outputs(run, on_prefill):
             yield from reader.read(output)
             if reader.stopped:
@@ -496,23 +506,33 @@ class LLM:
         thinking: for an answer to messages, whether it may think; None for a text. proceed: asked before each medium is
         seen or heard; RunError when it says no. adapter: as ``stream`` has it.
         """
-        made, lease = self._params(params, sampling), self._lease(adapter)
+        lease = self._lease(adapter)
+        made = self._params(params, sampling, lease)
         return self._request(prompt, made, shape or Shape(), thinking=thinking, proceed=proceed, lease=lease)
 
-    def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
+    def _params(
+        self, params: SamplingParams | None, sampling: Mapping[str, Any], lease: Lease | None
+    ) -> SamplingParams:
         if params is not None and sampling:
             raise PromptError(f"give params, or options by name ({', '.join(sampling)}), not both")
-        return params or SamplingParams.from_generation_config(self.defaults, **sampling)
+        return params or SamplingParams.from_generation_config(self._voice_of(lease).defaults, **sampling)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
 
     def guide(
-        self, shape: Shape, prompt_ids: Sequence[int], *, thinking: bool, stop_ids: Collection[int] = ()
+        self,
+        shape: Shape,
+        prompt_ids: Sequence[int],
+        *,
+        thinking: bool,
+        stop_ids: Collection[int] = (),
+        voice: Voice | None = None,
     ) -> AnswerGuide | None:
         """What keeps one answer to ``shape``: for ``Request.guide``, anew for each request. See ``guide_for``."""
-        is_open = opens_thought(self.tokenizer, prompt_ids)
-        return guide_for(self.grammars, shape, thought_open=is_open, thinking=thinking, stop_ids=stop_ids)
+        voice = self._voice if voice is None else voice
+        is_open = opens_thought(voice.tokenizer, prompt_ids)
+        return guide_for(voice.grammars, shape, thought_open=is_open, thinking=thinking, stop_ids=stop_ids)
 
     def _request(
         self,
@@ -534,8 +554,9 @@ class LLM:
         guide: AnswerGuide | None = None
         inserts: tuple[Insert, ...] = ()
         if thinking is not None or shape.format is not None:
-            params = params if params.stop_ids else replace(params, stop_ids=self.tokenizer.end_ids)
-            guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids)
+            voice = self._voice_of(lease)
+            params = params if params.stop_ids else replace(params, stop_ids=voice.tokenizer.end_ids)
+            guide = self.guide(shape, ids, thinking=thinking is True, stop_ids=params.stop_ids, voice=voice)
         if isinstance(prompt, Laid) and prompt.rows:
             self.engine.check(ids)  # before a tower works for a prompt that is too long
             for file in tower_files(self.checkpoint):
@@ -570,5 +591,5 @@ def _worn(request: Request, lease: Lease | None) -> Request:
     """The request with its adapter, unless nothing in its prompt calls for that."""
     begin = None if lease is None else lease.worn.begins(request.prompt_ids)
     if lease is None or begin is None:
-        return request
+        return replace(request, lease=lease)  # its words are the adapter's all the same
     return replace(request, adapter=lease.worn.identity, adapter_from=begin, lease=lease)

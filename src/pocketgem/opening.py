@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pocketgem.adapters.dialect import Dialect, read_dialect
 from pocketgem.adapters.peft import open_adapter
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import MappedFile
@@ -50,7 +51,10 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in memory with what came with it. ``files`` are those that it goes on reading."""
+    """A model in memory with what came with it. ``files`` are those that it goes on reading.
+
+    plain: checkpoint and tokenizer without what the adapter of ``Wishes`` says of template and names.
+    """
 
     model: Gemma
     tokenizer: Tokenizer
@@ -58,6 +62,7 @@ class Opened:
     files: tuple[MappedFile, ...]
     plan: Plan | None
     context: int | None
+    plain: tuple[Checkpoint, Tokenizer]
 
 
 def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) -> Opened:
@@ -79,6 +84,9 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         dtype = STORED if plan.setting.form.blocks else dtype
     tokenizer = tokenizer_of(checkpoint)
     checkpoint = checkpoint.lean()
+    plain = checkpoint, tokenizer
+    if wishes.adapter is not None and wishes.adapter.is_dir():
+        checkpoint, tokenizer = spoken(checkpoint, tokenizer, read_dialect(wishes.adapter))
     give_back()
     model, files = model_of(
         checkpoint,
@@ -90,7 +98,14 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         expert_memory=expert_memory,
         progress=progress,
     )
-    return Opened(model, tokenizer, checkpoint, files, plan, context)
+    return Opened(model, tokenizer, checkpoint, files, plan, context, plain)
+
+
+def spoken(checkpoint: Checkpoint, tokenizer: Tokenizer, dialect: Dialect) -> tuple[Checkpoint, Tokenizer]:
+    """A model's template and token names as an adapter has them. Raises TokenizerError for names that do not fit."""
+    if dialect.template is not None:
+        checkpoint = replace(checkpoint, chat_template=dialect.template)
+    return checkpoint, tokenizer.renamed(dialect.names) if dialect.names else tokenizer
 
 
 def towers_for(kinds: Collection[str]) -> frozenset[str]:

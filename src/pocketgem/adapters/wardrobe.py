@@ -20,12 +20,12 @@ from weakref import WeakSet
 from pocketgem.adapters.adapter import Adapter
 from pocketgem.adapters.base import Base
 from pocketgem.adapters.dialect import Dialect, read_dialect
-from pocketgem.adapters.drift import checked
+from pocketgem.adapters.drift import Drift, checked
 from pocketgem.adapters.effect import Effect, put_and_prove
-from pocketgem.adapters.manifest import manifest_in
+from pocketgem.adapters.manifest import Manifest, manifest_in
 from pocketgem.adapters.peft import open_adapter
-from pocketgem.adapters.probe import Probe
-from pocketgem.errors import BusyError, FormatError, InputError, PromptError
+from pocketgem.adapters.where import where_is
+from pocketgem.errors import BusyError, InputError, PromptError, WeightsError
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.low_rank import packed
 from pocketgem.model.mix import Mix, mix_of
@@ -37,9 +37,9 @@ USUAL_BUDGET = 1 << 30  # bytes of adapters on one model
 class Worn:
     """An adapter that is on the model.
 
-    adapter     what is known of it; the numbers themselves are the model's now
-    dialect     a chat template and names of tokens that came with it
-    said        what its manifest says of this base, None where it has no manifest
+    adapter  what is known of it; the numbers themselves are the model's now
+    dialect  the template and the names of tokens that came with it
+    drift    how far the base is from the one it was made for; None where no manifest tells
     """
 
     adapter: Adapter
@@ -47,7 +47,7 @@ class Worn:
     number: int
     nbytes: int
     dialect: Dialect = field(default_factory=Dialect)
-    said: str | None = None
+    drift: Drift | None = None
     leases: WeakSet[Lease] = field(default_factory=WeakSet)
     used: int = 0
 
@@ -56,13 +56,15 @@ class Worn:
         return self.adapter.identity
 
     def begins(self, ids: Sequence[int]) -> int | None:
-        """The position of a prompt from which it acts; None: it does not. PEFT's rule for its aLoRA adapters."""
-        invocation = self.adapter.invocation
-        width = len(invocation)
+        """The position of a prompt from which it acts; None: it does not.
+
+        An activated LoRA begins at the last occurrence of its invocation: PEFT's rule.
+        """
+        width = len(self.adapter.invocation)
         if not width:
             return 0
         starts = range(len(ids) - width, -1, -1)
-        return next((at for at in starts if tuple(ids[at : at + width]) == invocation), None)
+        return next((at for at in starts if tuple(ids[at : at + width]) == self.adapter.invocation), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +77,8 @@ class Lease:
 class Wardrobe:
     """See the module's page.
 
-    find: the folder of a name that was not offered; raises InputError. base: what manifests are compared with; None:
-    they are not. allow_drift: whether an adapter goes on a base that changed since it was made.
+    base: what manifests are compared with; None: nothing is. allow_drift: adapters made for a base that changed since
+    are put on, too. find: the folder of a name that was not offered; raises InputError.
     """
 
     def __init__(
@@ -84,10 +86,10 @@ class Wardrobe:
         model: Gemma,
         lock: AbstractContextManager[None],
         *,
-        find: Callable[[str], Path] | None = None,
-        budget: int = USUAL_BUDGET,
         base: Base | None = None,
         allow_drift: bool = False,
+        find: Callable[[str], Path] | None = where_is,
+        budget: int = USUAL_BUDGET,
     ) -> None:
         self.model, self.lock, self.find, self.budget = model, lock, find, budget
         self.base, self.allow_drift = base, allow_drift
@@ -182,26 +184,26 @@ class Wardrobe:
         return found
 
     def _put_on(self, folder: Path, adapter: Adapter) -> Worn:
+        dialect, manifest = (read_dialect(folder), manifest_in(folder)) if folder.is_dir() else (Dialect(), None)
+        drift = self._compared(manifest, adapter)
         if any(id >= self.model.config.vocab_size for id in adapter.invocation):
-            raise FormatError(f"{folder}: an id of alora_invocation_tokens is outside the vocabulary")
-        dialect, (said, expected) = read_dialect(folder), self._checked(folder, adapter)
+            raise WeightsError(f"{folder}: its invocation has ids outside the vocabulary")
         self._make_room(adapter.nbytes // 2 if packed(self.model) else adapter.nbytes)
         with self.lock:
             mix = mix_of(self.model) or Mix(self.model)
             try:
-                number, effect = put_and_prove(mix, adapter, expected)
+                exact = drift is not None and manifest is not None and drift.state == "exact"
+                number, effect = put_and_prove(mix, adapter, manifest.probe if exact and manifest is not None else None)
                 size = mix.sizes[number]
             finally:
                 _close_empty(mix)
-        return Worn(replace(adapter, deltas={}), effect, number, size, dialect, said)
+        return Worn(replace(adapter, deltas={}), effect, number, size, dialect, drift)
 
-    def _checked(self, folder: Path, adapter: Adapter) -> tuple[str | None, Probe | None]:
-        """What its manifest says of this base, and what it does on this very one. Raises WeightsError."""
-        manifest = manifest_in(folder)
+    def _compared(self, manifest: Manifest | None, adapter: Adapter) -> Drift | None:
+        """Raises WeightsError for another base, unless that is allowed."""
         if manifest is None or self.base is None:
-            return None, None
-        found = checked(manifest, self.base, self.allow_drift, identity=adapter.identity)
-        return found.text, manifest.probe if found.state == "exact" else None
+            return None
+        return checked(manifest, self.base, self.allow_drift, identity=adapter.identity)
 
     def _make_room(self, wanted: int) -> None:
         if wanted > self.budget:

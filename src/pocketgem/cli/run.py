@@ -149,7 +149,7 @@ def run_model(
 
 def effect_text(worn: Worn) -> str:
     """One line: what an adapter did to a probe, and whether this is the base it was made for."""
-    effect, base = worn.effect, "" if worn.said is None else f"; {worn.said}"
+    effect, base = worn.effect, "" if worn.drift is None else f"; {worn.drift.text}"
     return (
         f"adapter on: a probe's next tokens moved by {effect.kl:.3g} nat, {effect.top_changed:.0%} of the most "
         f"probable ones are others{base}"
@@ -203,12 +203,12 @@ def _opened(model: str, *, offline: bool, context: int | None, ple: Place) -> Ch
 
 
 def _with_template(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
-    """The checkpoint with the chat template that an adapter brings for one without. Raises InputError, FormatError."""
+    """The checkpoint with the chat template that an adapter brings, if it does. Raises InputError, FormatError."""
     from pocketgem.adapters.dialect import read_dialect
     from pocketgem.adapters.where import where_is
 
     brought = read_dialect(where_is(adapter)).template
-    return checkpoint if checkpoint.chat_template is not None else replace(checkpoint, chat_template=brought)
+    return checkpoint if brought is None else replace(checkpoint, chat_template=brought)
 
 
 def _check_manner(checkpoint: Checkpoint, manner: Manner) -> None:

@@ -88,7 +88,11 @@ Mmproj = Annotated[
 ]
 Adapters = Annotated[
     list[str] | None,
-    typer.Option("--adapter", metavar="[[MODEL:]NAME=]ADAPTER", help="Asked for as MODEL:NAME. Repeatable."),
+    typer.Option(
+        "--adapter",
+        metavar="[[MODEL:]NAME=]FOLDER",
+        help="An adapter's folder or registered name, asked for as MODEL:NAME. Repeatable.",
+    ),
 ]
 AdapterMemory = Annotated[
     str, typer.Option("--adapter-memory", metavar="SIZE", help="For adapters of each model; idle ones make room.")
@@ -176,8 +180,7 @@ def serve_models(
         "dtype": None if dtype is o.Dtype.AUTO else dtype.value, "context": context, "threads": threads, "ple": ple,
         "device": device, "keep_packed": keep_packed, "expert_memory": budget, "memory": limit,
         "sequences": sequences, "kept": pasts, "cache_size": room, "offline": offline,
-        "image_budget": budget_of(image_budget), "adapter_memory": o.size(adapter_memory),
-        "allow_drift": allow_drift,
+        "image_budget": budget_of(image_budget), "adapter_memory": o.size(adapter_memory), "allow_drift": allow_drift,
     }  # fmt: skip
     load = Loader(options, mmprojs_of(mmproj or [], names), cache_dir, adapters_of(adapter or [], names))
     with sock:
@@ -266,7 +269,7 @@ def adapters_of(texts: list[str], names: dict[str, str]) -> dict[str, dict[str, 
         given, _, place = ("", "", text) if Path(text).exists() else text.rpartition("=")
         folder = where_is(place)
         model, _, name = given.rpartition(":")
-        model, name = model or next(iter(names)), name or named_after(place, folder)
+        model, name = model or next(iter(names)), name or named_after(folder, place)
         if len(names) > 1 and ":" not in given:
             refuse(f"--adapter {text[:80]!r}: say whose it is, MODEL:NAME=FOLDER ({', '.join(names)}).")
         if model not in names or name in found.setdefault(model, {}) or ":" in name:
@@ -275,8 +278,9 @@ def adapters_of(texts: list[str], names: dict[str, str]) -> dict[str, dict[str, 
     return found
 
 
-def named_after(place: str, folder: Path) -> str:
-    """A name for an adapter that was given none: its own, else its folder's, or its run's where that is ``adapter``."""
+def named_after(folder: Path, place: str) -> str:
+    """A name for an adapter that was given none: the registered one, its folder's, or its run's where that is just
+    ``adapter``."""
     if not Path(place).exists():
         return place
     folder = folder.resolve()

@@ -47,7 +47,7 @@ class Desk:
 
         Closing the generator ends the request within a step. Raises RunError.
         """
-        reader = TextReader(self.loaded.llm.tokenizer, run)
+        reader = TextReader(self.loaded.llm.voice(run).tokenizer, run)
         async with self._outputs(run) as outputs:
             async for output in outputs:
                 piece = reader.read(output)
@@ -60,7 +60,7 @@ class Desk:
 
     async def updates(self, run: Run, shape: Shape) -> AsyncGenerator[Update]:
         """An answer of a shape as it comes: how far the prompt was read, events, and Done."""
-        tokenizer, watch = self.loaded.llm.tokenizer, Watch(run)
+        tokenizer, watch = self.loaded.llm.voice(run).tokenizer, Watch(run)
         reader = ChatReader(tokenizer, run, tools=shape.offered, json=shape.is_json)
         async with self._outputs(run) as outputs:
             async for output in outputs:
