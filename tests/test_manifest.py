@@ -165,7 +165,7 @@ def test_what_the_adapter_leaves_alone_counts_too(base: Path, manifest: Manifest
 
 
 def test_other_shapes_and_other_words_are_never_let_through(base: Path, manifest: Manifest, tmp_path: Path) -> None:
-    twin = base_at(make_twin("E4B", tmp_path / "twin").folder)
+    twin = base_at(make_twin("gemma3", tmp_path / "twin", BLOCKS).folder)
     assert drift(manifest, twin).state == "misfit"
     with pytest.raises(WeightsError, match=r"had other shapes: layers\.0.* and \d+ more"):
         checked(manifest, twin, allow_drift=True)
