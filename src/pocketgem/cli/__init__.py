@@ -24,6 +24,7 @@ from pocketgem.cli.run import run_model
 from pocketgem.cli.serve import serve_models
 from pocketgem.cli.synth import write_synthetic
 from pocketgem.cli.tune import tune_model
+from pocketgem.cli.tune_sweep import sweep_model
 
 # Plain help and plain errors: they look the same in a pipe, and a fault's traceback is ours to show or to hide.
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
 app.command("tune", context_settings=HELP)(tune_model)
 app.add_typer(adapters.app, name="adapters")
+app.command("sweep", context_settings=HELP)(sweep_model)
 app.command("export", context_settings=HELP)(export_model)
 app.command("verify", context_settings=HELP)(verify_files)
 

@@ -57,9 +57,10 @@ class Tokenizer:
         return cls(vocab.from_gguf(metadata))
 
     def renamed(self, names: Mapping[str, int]) -> Tokenizer:
-        """The same with reserved tokens (``<unused7>``) called by these names; what is not reserved keeps its own.
+        """The same with reserved tokens (``<unused7>``) called by these names.
 
-        Raises TokenizerError for an id outside the vocabulary and for a name that another token has.
+        Names of ordinary tokens, and of ids that this vocabulary does not have, say nothing here: libraries list all
+        they know. Raises TokenizerError for a control token that has another name, and for a name of another token.
         """
         other = copy(self)  # it shares the encoder, which never makes a control token
         other._name(self._vocabulary.renamed(names))

@@ -63,14 +63,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.model, batch)
-        if not math.isfinite(value := float(loss.detach())):
+        value = self.gradients(batch)
+        if not math.isfinite(value):
             raise RunError(f"step {self.step}: the loss is {value}; a smaller learning rate may help")
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.step += 1
         return Taken(self.step, value, rate, sum(len(example.ids) for example in batch))
+
+    def gradients(self, batch: list[Example]) -> float:
+        """Add the gradients of the batch's mean loss to the parts, and return that loss."""
+        loss = loss_of(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
 
     def check_gradients(self) -> None:
         """Raise RunError unless every trained part is reached by the loss of the first batch. Nothing is changed."""
