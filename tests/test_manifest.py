@@ -193,7 +193,7 @@ def test_a_model_is_loaded_with_an_adapter_that_is_its_own(base: Path, tmp_path:
         LLM.load(base, dtype=dtype, adapter=tmp_path / "adapter")
     other = changed(base, tmp_path / "other", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].mul_(1.01))
     where = Path(other.checkpoint.where).parent
-    with pytest.raises(WeightsError, match="made for another base, base .*up_proj"):
+    with pytest.raises(WeightsError, match=r"made for another base, base .*up_proj"):
         LLM.load(where, dtype=torch.float32, adapter=tmp_path / "adapter")
     LLM.load(where, dtype=torch.float32, adapter=tmp_path / "adapter", allow_drift=True)
     saved(made_up(model, seed=8), tmp_path / "second")
