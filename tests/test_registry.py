@@ -180,7 +180,7 @@ def test_killed_at_any_moment_two_writers_lose_nothing(
 ) -> None:
     registry.add("steady", *sources[0])
     draw, written = random.Random(5), 0
-    for turn in range(8):
+    for turn in range(6):
         logs = {name: tmp_path / f"{name}{turn}" for name in ("one", "two")}
         running = {name: writers(name, log) for name, log in logs.items()}
         for name in draw.sample(["one", "two"], 2):
@@ -192,7 +192,7 @@ def test_killed_at_any_moment_two_writers_lose_nothing(
         for entry in registry.entries():
             check_whole(entry)
         assert registry.find("steady").manifest == sources[0][1]
-    assert written > 20, "nothing was going on"
+    assert written > 10, "nothing was going on"
     registry.prune(keep=0, remove=True)
     left = {path.name for path in (registry.folder / "objects").iterdir()}
     assert left == {entry.identity for entry in registry.entries()}, "something half made was left"

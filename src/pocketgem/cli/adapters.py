@@ -99,7 +99,7 @@ def show_adapter(adapter: AnyAdapter, folder: Folder = None, as_json: o.Json = F
     _say(_facts(found, manifest))
     show(_kinds(found))
     if history:
-        print("\nhistory, what it stands for now first (adapters rollback, adapters point --to)")
+        print("\nhistory, what it stands for now first (adapters rollback, with --to for any)")
         for one in history:
             print(f"  {one.identity[:12]}  rank {one.manifest.rank}, made for {one_line(one.manifest.base_name)}")
 

@@ -72,7 +72,7 @@ def add_adapter(
 ) -> None:
     """Register an adapter under a name. The base is loaded once, to record what it is and what the adapter does on it.
 
-    A folder that brings its manifest (tune, rebase and export write one) needs no base. What the name stood for before
+    A folder that brings its manifest (rebase and export write one) needs no base. What the name stood for before
     is kept; `pocketgem adapters rollback` goes back.
     """
     screen, registry = Screen(quiet=quiet or as_json), registry_at(folder)
