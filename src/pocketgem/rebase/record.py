@@ -1,0 +1,100 @@
+"""Recording a capsule: prompts are answered by base + adapter, then both are asked what they thought of each id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pocketgem.adapters.base import Base
+from pocketgem.adapters.peft import Adapter
+from pocketgem.engine.request import FinishReason, SamplingParams
+from pocketgem.errors import InputError, RunError
+from pocketgem.llm import LLM
+from pocketgem.model.lora import LowRank, attach_, detach_
+from pocketgem.rebase.capsule import LEAST_PROMPTS, About, Answer, Capsule, Tops
+from pocketgem.rebase.divergence import rows_of, tops_of
+
+SIDE_BY_SIDE = 16  # requests that are answered together
+Watch = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """top: ids kept of each distribution. samples: answers drawn beside the greedy one. max_tokens: of an answer."""
+
+    top: int = 32
+    samples: int = 1
+    max_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 1
+
+
+def record(llm: LLM, adapter: Adapter, prompts: Sequence[Prompt], wishes: Wishes, watch: Watch) -> Capsule:
+    """Answer ``prompts`` with the adapter on, and record. ``llm`` must keep no pasts; no adapter is on it after.
+
+    Raises InputError for too few prompts, RunError where nothing is answered.
+    """
+    if len(prompts) < LEAST_PROMPTS:
+        raise InputError(f"{len(prompts)} prompts; a capsule needs at least {LEAST_PROMPTS}, and 100 are better")
+    attach_(llm.model, adapter.deltas)
+    try:
+        answers = _answered(llm, prompts, wishes, watch)
+        watch("probabilities", 0, 2)
+        ids, tuned = tops_of(llm.model, answers, min(wishes.top, llm.model.config.vocab_size - 1))
+    finally:
+        detach_(llm.model)
+    watch("probabilities", 1, 2)
+    base = rows_of(llm.model, answers, ids).logs
+    watch("probabilities", 2, 2)
+    return Capsule(about_of(llm, adapter.identity, adapter.deltas), tuple(answers), Tops(ids, tuned, base))
+
+
+def about_of(llm: LLM, identity: str, deltas: Mapping[str, LowRank]) -> About:
+    """What ties a capsule to its adapter and base. Raises WeightsError for an adapter of another model."""
+    base = Base(llm.checkpoint, llm.tokenizer)
+    digest = hashlib.sha256(base.rest(deltas).encode())
+    for module in sorted(deltas):
+        digest.update(base.sha256(module).encode())
+    return About(identity, digest.hexdigest(), base.name, base.tokenizer or "", llm.model.config.vocab_size)
+
+
+def _answered(llm: LLM, prompts: Sequence[Prompt], wishes: Wishes, watch: Watch) -> list[Answer]:
+    """Each prompt's greedy answer, and those sampled ones that differ from what is there already."""
+    found: list[Answer] = []
+    row = 0
+    for at, (number, ids, drawn) in enumerate(_drawn(llm, prompts, wishes)):
+        watch("answers", at + 1, len(prompts))
+        for greedy, said in ((rank == 0, said) for rank, said in enumerate(dict.fromkeys(drawn)) if said):
+            found.append(Answer(number, (*ids, *said), len(ids), greedy, row))
+            row += len(said)
+    if not found:
+        raise RunError("the model with the adapter answers nothing to these prompts")
+    return found
+
+
+def _drawn(llm: LLM, prompts: Sequence[Prompt], wishes: Wishes) -> Iterator[tuple[int, Prompt, list[tuple[int, ...]]]]:
+    """(number, prompt, its answers: the greedy one first)."""
+    for start in range(0, len(prompts), SIDE_BY_SIDE):
+        batch = prompts[start : start + SIDE_BY_SIDE]
+        rounds = [greedy_answers(llm, batch, wishes.max_tokens)]
+        for sample in range(wishes.samples):
+            seed = wishes.seed * 1_000_003 + sample * 10_007 + start
+            rounds.append(_answers(llm, batch, wishes.max_tokens, temperature=wishes.temperature, seed=seed))
+        for at, ids in enumerate(batch):
+            yield start + at, ids, [one[at] for one in rounds]
+
+
+def greedy_answers(llm: LLM, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...]]:
+    """What greedy decoding says, with the id that ends it where one does."""
+    return _answers(llm, prompts, max_tokens, temperature=0.0, seed=None)
+
+
+def _answers(
+    llm: LLM, prompts: Sequence[Prompt], max_tokens: int, *, temperature: float, seed: int | None
+) -> list[tuple[int, ...]]:
+    stops = SamplingParams.from_generation_config(llm.defaults).stop_ids | llm.tokenizer.end_ids
+    params = SamplingParams(temperature=temperature, seed=seed, stop_ids=stops, max_tokens=max_tokens)
+    found = llm.generate_many([list(ids) for ids in prompts], params=params)
+    return [one.ids if one.finish in (FinishReason.STOP, FinishReason.LENGTH) else () for one in found]
