@@ -40,26 +40,39 @@ def probe_ids(model: Gemma, count: int = PROBE) -> list[int]:
 def attach_and_prove_(model: Gemma, deltas: Deltas, ids: list[int] | None = None) -> Effect:
     """Put an adapter on and measure what it does. Raises WeightsError where it does nothing; then it is off again."""
     ids = ids or probe_ids(model)
-    before = _scores(model, ids)
+    before = scores(model, ids)
     attach_(model, deltas)
-    after = _scores(model, ids)
-    found = _compared(before, after)
-    if found.largest == 0.0:
+    try:
+        return _compared(before, scores(model, ids))
+    except WeightsError:
         detach_(model)
-        raise WeightsError("the adapter changes no answer to a probe: it has no effect on this model")
-    return found
+        raise
+
+
+def measured(model: Gemma, deltas: Deltas, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``[rows, vocab]`` without the adapter and with it; it is off again. Raises WeightsError."""
+    before = scores(model, ids)
+    attach_(model, deltas)
+    try:
+        after = scores(model, ids)
+    finally:
+        detach_(model)
+    _compared(before, after)
+    return before, after
 
 
 @torch.inference_mode()
-def _scores(model: Gemma, ids: list[int]) -> Tensor:
-    """Log-probabilities ``[rows, vocab]``."""
+def scores(model: Gemma, ids: list[int]) -> Tensor:
+    """Log-probabilities of what follows each id of a text ``[rows, vocab]``, on the CPU."""
     step = Step.packed([model.new_cache()], [len(ids)], logits=[len(ids)])
-    return model.logits(model(model.embed(torch.tensor(ids)), step)).float().log_softmax(-1)
+    return model.logits(model(model.embed(torch.tensor(ids)), step)).float().log_softmax(-1).cpu()
 
 
 def _compared(before: Tensor, after: Tensor) -> Effect:
     if not bool(after.isfinite().all()):
         raise WeightsError("with the adapter on the model gives no numbers")
+    if torch.equal(before, after):
+        raise WeightsError("the adapter changes no answer to a probe: it has no effect on this model")
     kl = (before.exp() * (before - after)).sum(-1).mean()
     changed = (before.argmax(-1) != after.argmax(-1)).float().mean()
     return Effect(float(kl), float((after - before).abs().max()), float(changed))

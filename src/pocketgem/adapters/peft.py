@@ -46,10 +46,17 @@ class Adapter:
     identity: str
     deltas: Mapping[str, LowRank]  # by module, as ``model/lora.py`` takes them
     base: str | None  # the name of the model it was trained on, as its config says
+    kind: str = "lora"  # or rslora, dora: what its config calls it; the deltas say it all
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all values in memory."""
         return sum(delta.A.nbytes + delta.B.nbytes for delta in self.deltas.values())
+
+    @property
+    def rank(self) -> int:
+        """The largest."""
+        return max(delta.A.shape[-2] for delta in self.deltas.values())
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ def open_adapter(folder: str | Path, experts: int | None = None) -> Adapter:
     if not deltas:
         raise WeightsError(f"{folder}: the adapter has no tensors")
     base = config.get("base_model_name_or_path")
-    return Adapter(str(folder), _identity(deltas), deltas, base if isinstance(base, str) else None)
+    kind = "dora" if config.get("use_dora") is True else "rslora" if recipe.stabilised else "lora"
+    return Adapter(str(folder), identity_of(deltas), deltas, base if isinstance(base, str) else None, kind)
 
 
 def _recipe(fields: Fields) -> _Recipe:
@@ -182,7 +190,8 @@ def _stacked(name: str, a: Tensor, b: Tensor, experts: int | None) -> tuple[Tens
     return a.view(experts, -1, a.shape[1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
 
 
-def _identity(deltas: Mapping[str, LowRank]) -> str:
+def identity_of(deltas: Mapping[str, LowRank]) -> str:
+    """64 hex digits of what is changed and how."""
     digest = hashlib.sha256()
     for name, delta in sorted(deltas.items()):
         digest.update(f"{name} {delta.scale!r} {list(delta.A.shape)} {list(delta.B.shape)}".encode())

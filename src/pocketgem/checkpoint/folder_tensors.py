@@ -34,14 +34,15 @@ def gguf_as_folder(checkpoint: Checkpoint) -> list[SourceTensor]:
         if found is None or found.shape != shape:
             seen = "missing" if found is None else f"of shape {list(found.shape)}"
             raise WeightsError(f"{checkpoint.where}: tensor {name} is {seen}, it should be {list(shape)}")
-        parts = _parts(found)
+        parts = parts_of(found)
         offset = NORM_OFFSET.get(config.family, 0.0) if "norm" in name else 0.0
         full = name if name.startswith("lm_head.") else f"model.{name}"
         tensors.append(SourceTensor(full, shape, parts[0].type, parts, offset))
     return tensors
 
 
-def _parts(tensor: TextTensor) -> tuple[StoredTensor, ...]:
+def parts_of(tensor: TextTensor) -> tuple[StoredTensor, ...]:
+    """What follows one another in the rows of a tensor: itself, or the halves that it is joined of."""
     if isinstance(tensor, JoinedTensor):  # gate rows, then up rows, of one expert after the other
         pairs = ((member_of(tensor.gate, at), member_of(tensor.up, at)) for at in range(tensor.shape[0]))
         return tuple(half for pair in pairs for half in pair)

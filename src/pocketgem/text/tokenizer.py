@@ -70,6 +70,11 @@ class Tokenizer:
         return self._vocabulary.end_ids
 
     @property
+    def fingerprint(self) -> str:
+        """64 hex digits of the vocabulary."""
+        return self._vocabulary.fingerprint
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """The control tokens: those that only ``parse_special`` may produce."""
         return self._special_ids

@@ -15,6 +15,7 @@ Formats: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and https://h
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,6 +78,13 @@ class Vocabulary:
         """The tokens with which a model ends its turn."""
         named = (self.control.get(name) for name in TURN_ENDS)
         return frozenset(id for id in (self.eos_id, *named) if id is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits of the tokens by id and of what each is: the same ids mean the same texts."""
+        digest = hashlib.sha256("\0".join(self.spellings).encode("utf-8", "surrogatepass"))
+        digest.update(repr((sorted(self.control.items()), sorted(self.whole), list(self.byte_ids))).encode())
+        return digest.hexdigest()
 
     @cached_property
     def _bytes(self) -> Mapping[int, bytes]:
