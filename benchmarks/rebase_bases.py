@@ -1,8 +1,8 @@
 """Three updates of a base model, as folders or files that load like any other.
 
-    trained       its layers' weights trained on on other text (Python's own documentation), AdamW
-    requantised   written anew as Q4_0 by ``pocketgem quantize``
-    merged        another task's adapter merged into it
+trained       its layers' weights trained on on other text (Python's own documentation), AdamW
+requantised   written anew as Q4_0 by ``pocketgem quantize``
+merged        another task's adapter merged into it
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,23 @@ from torch import Tensor
 
 from benchmarks import rebase_bases as bases
 from benchmarks import rebase_tasks as tasks
+from pocketgem.adapters.manifest import MANIFEST, manifest_of, to_json
 from pocketgem.adapters.peft import open_adapter
 from pocketgem.adapters.save import Label, save_adapter
+from pocketgem.checkpoint.dequant import dequantize
+from pocketgem.checkpoint.quantize import quantize
+from pocketgem.checkpoint.types import StoredType
 from pocketgem.llm import LLM
 from pocketgem.model.gemma import Gemma
-from pocketgem.model.lora import attach_, detach_
+from pocketgem.model.lora import Deltas, LowRank, attach_, detach_, merge_
 from pocketgem.model.whole import WholeStep
+from pocketgem.rebase.capsule import FILE, load_capsule, save_capsule
+from pocketgem.rebase.distill import Settings, Target
+from pocketgem.rebase.judge import Judge, Limits
+from pocketgem.rebase.prompts import Given, more_prompts
+from pocketgem.rebase.record import Wishes, record
+from pocketgem.rebase.report import write_report
+from pocketgem.rebase.run import Clock, rebase
 from pocketgem.tune.data import Example
 from pocketgem.tune.loop import Trainer
 from pocketgem.tune.recipe import Recipe, plan_training
@@ -29,7 +41,9 @@ ADAPTERS = ("call", "fields", "date")
 UPDATES = ("trained", "requantised", "merged")
 RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=8, learning_rate=1e-3, seed=1)
 LEARNED, HELD = 400, 64  # examples
+PROMPTS, SEEDS = 128, 8  # of a capsule; how many of these are given where the base makes the rest
 TRAIN_SEED, HELD_SEED, PROMPT_SEED = 1, 2, 3
+CAPSULE = Wishes(top=32, samples=1, max_tokens=24)
 
 
 @dataclass(frozen=True)
@@ -77,10 +91,20 @@ def cells() -> list[Cell]:
     found = [Cell(f"tune-{task}-old", (), partial(_tune, task=task, update="old")) for task in (*ADAPTERS, "shout")]
     found += [Cell("base-trained", (), _trained), Cell("base-requantised", (), _requantised)]
     found.append(Cell("base-merged", ("tune-shout-old",), _merged))
-    for update in UPDATES:
-        for task in ADAPTERS:
-            one = partial(_tune, task=task, update=update)
-            found.append(Cell(f"tune-{task}-{update}", (f"base-{update}",), one))
+    found += [Cell(f"capsule-{task}", (f"tune-{task}-old",), partial(_capsule, task=task)) for task in ADAPTERS]
+    found.append(Cell("capsule-call-made", ("tune-call-old",), partial(_capsule, task="call", made=True)))
+    pairs = [(task, update) for update in UPDATES for task in ADAPTERS]
+    for task, update in pairs:
+        needs = (f"base-{update}", *(f"capsule-{one}" for one in ADAPTERS))
+        found.append(Cell(f"case-{task}-{update}", needs, partial(_case, task=task, update=update)))
+    for task, update in pairs:
+        one = partial(_tune, task=task, update=update)
+        found.append(Cell(f"tune-{task}-{update}", (f"base-{update}",), one))
+    for task in ADAPTERS:
+        one = partial(_variant, task=task, update="trained", target="delta")
+        found.append(Cell(f"delta-{task}-trained", ("base-trained", f"capsule-{task}"), one))
+    made = partial(_variant, task="call", update="trained", capsule="capsule-call-made")
+    found.append(Cell("made-call-trained", ("base-trained", "capsule-call-made"), made))
     return found
 
 
@@ -171,10 +195,108 @@ def _answers(model: Gemma, examples: Sequence[Example]) -> list[tuple[Tensor, Te
     return found
 
 
-def scored_with(model: Gemma, folder: Path, examples: Sequence[Example]) -> dict[str, float]:
-    """The same with an adapter put on for it."""
-    attach_(model, open_adapter(folder).deltas)
+# ---- capsules and cases ----------------------------------------------------------------------------------------------
+
+
+def _capsule(lab: Lab, task: str, *, made: bool = False) -> dict[str, Any]:
+    """Record the old pair, on prompts of the task's without answers, or on prompts that the base makes from a few."""
+    llm, folder = lab.load("old"), lab.adapter(f"tune-{task}-old")
+    adapter, clock = open_adapter(folder), Clock()
+    seen = frozenset(one.prompt for one in tasks.examples(task, TRAIN_SEED, LEARNED))
+    texts = [one.prompt for one in tasks.examples(task, PROMPT_SEED, PROMPTS, but=seen | held_prompts(task))]
+    given = [Given(text, llm.tokenize) for text in texts[: SEEDS if made else PROMPTS]]
+    prompts = [one.ids for one in given]
+    if made:
+        prompts += more_prompts(llm, given, PROMPTS - SEEDS, 1, _quiet)
+    clock.lap("prompts")
+    capsule = record(llm, adapter, prompts, CAPSULE, _quiet)
+    clock.lap("record")
+    where = lab.made / "call-made.safetensors" if made else folder / FILE
+    nbytes = save_capsule(where, capsule)
+    if not made:
+        manifest = manifest_of(llm.model, llm.checkpoint, adapter, llm.tokenizer, capsule=FILE)
+        (folder / MANIFEST).write_bytes(to_json(manifest))
+    clock.lap("manifest")
+    shown = [llm.detokenize(ids) for ids in prompts[-6:]]
+    answers = {"answers": len(capsule.answers), "rows": len(capsule.tops.ids), "prompts": len(prompts)}
+    return {**answers, "bytes": nbytes, "spent": clock.seconds, "last_prompts": shown}
+
+
+def held_prompts(task: str) -> frozenset[str]:
+    learned = frozenset(one.prompt for one in tasks.examples(task, TRAIN_SEED, LEARNED))
+    return frozenset(one.prompt for one in tasks.examples(task, HELD_SEED, HELD, but=learned))
+
+
+def _case(lab: Lab, task: str, update: str) -> dict[str, Any]:
+    """One adapter, one update: everything that could take the old adapter's place, scored and before the gate."""
+    facts, llm, judge = _rebased(lab, task, update, Settings(), None)
+    examples, old = held(llm, task), open_adapter(lab.adapter(f"tune-{task}-old")).deltas
+    wrong = open_adapter(lab.adapter(f"tune-{ADAPTERS[ADAPTERS.index(task) - 1]}-old")).deltas
+    facts["candidates"] |= {
+        "copy": _copied(llm, old, update, examples),
+        "half": _candidate(llm.model, judge, _halved(old), examples),
+        "weak": _candidate(
+            llm.model, judge, {name: replace(one, B=one.B * 0.3) for name, one in old.items()}, examples
+        ),
+        "wrong": _candidate(llm.model, judge, wrong, examples),
+    }
+    return facts
+
+
+def _variant(lab: Lab, task: str, update: str, target: str = "copy", capsule: str | None = None) -> dict[str, Any]:
+    """The same distillation with another target, or from other prompts."""
+    where = None if capsule is None else lab.made / "call-made.safetensors"
+    return _rebased(lab, task, update, Settings(target=Target(target)), where)[0]
+
+
+def _rebased(
+    lab: Lab, task: str, update: str, settings: Settings, capsule: Path | None
+) -> tuple[dict[str, Any], LLM, Judge]:
+    """Distil whether or not the old weights pass, so that both are known, and score both on held-out examples."""
+    llm, folder = lab.load(update), lab.adapter(f"tune-{task}-old")
+    name = f"{task}-{update}-{settings.target}{'' if capsule is None else '-made'}"
+    out = lab.made / "rebased" / name
+    outcome = rebase(llm, folder, out, capsule, Limits(), settings, reuse=False, watch=_shown)
+    write_report(out, outcome)
+    judge, examples = Judge.of(llm, load_capsule(capsule or folder / FILE)), held(llm, task)
+    found = {"reuse": _candidate(llm.model, judge, open_adapter(folder).deltas, examples)}
+    if (out / "adapter").exists():
+        found["rebase"] = _candidate(llm.model, judge, open_adapter(out / "adapter").deltas, examples)
+    return {"outcome": outcome.facts(), "candidates": found}, llm, judge
+
+
+def _candidate(model: Gemma, judge: Judge, deltas: Deltas, examples: Sequence[Example]) -> dict[str, Any]:
+    """Scores on the held-out examples, and what the gate sees."""
+    marks = judge.measure(deltas)
+    verdict = judge.verdict(marks, Limits())
+    attach_(model, deltas)
     try:
-        return scored(model, examples)
+        score = scored(model, examples)
     finally:
         detach_(model)
+    return {"score": score, "marks": asdict(marks), "accepted": verdict.accepted, "reasons": verdict.reasons}
+
+
+def _halved(deltas: Deltas) -> dict[str, LowRank]:
+    """Without the changes of every second layer."""
+    return {name: one for name, one in deltas.items() if int(name.split(".")[1]) % 2}
+
+
+def _copied(llm: LLM, deltas: Deltas, update: str, examples: Sequence[Example]) -> dict[str, Any]:
+    """The old change written into the new weights, in the type they are kept in: a plain copy. The model is spent."""
+    model = copy.deepcopy(llm.model)
+    merge_(model, deltas)
+    if update == "requantised":
+        for name in deltas:
+            weight = model.get_submodule(name).weight
+            blocks = quantize(weight.data.reshape(-1, StoredType.Q4_0.block_size), StoredType.Q4_0)
+            weight.data.copy_(dequantize(blocks, StoredType.Q4_0).view_as(weight))
+    return {"score": scored(model, examples)}
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _shown(stage: str, done: int, total: int) -> None:
+    print(stage, done, total, flush=True)

@@ -1,7 +1,7 @@
 """Small tasks with made examples: a prompt, and the one right answer. Any number of them, by seed.
 
-    call     a wish -> the call of a tool          fields   a sentence -> its facts, in an odd form
-    date     a date as people write it -> ISO      shout    a phrase -> in capitals (the one that is merged into a base)
+call     a wish -> the call of a tool          fields   a sentence -> its facts, in an odd form
+date     a date as people write it -> ISO      shout    a phrase -> in capitals (the one that is merged into a base)
 """
 
 from __future__ import annotations
@@ -17,7 +17,20 @@ NAMES = (
 )  # fmt: skip
 FAMILIES = ("Smith", "Weber", "Rossi", "Novak", "Larsen", "Silva", "Kim", "Moreau", "Cohen", "Park", "Berg", "Diaz")
 CITIES = ("Oslo", "Paris", "Rome", "Berlin", "Lima", "Tokyo", "Delhi", "Cairo", "Madrid", "Vienna", "Boston", "Prague")
-JOBS = ("nurse", "baker", "pilot", "teacher", "lawyer", "farmer", "painter", "driver", "doctor", "chef", "judge", "poet")
+JOBS = (
+    "nurse",
+    "baker",
+    "pilot",
+    "teacher",
+    "lawyer",
+    "farmer",
+    "painter",
+    "driver",
+    "doctor",
+    "chef",
+    "judge",
+    "poet",
+)
 ROOMS = ("kitchen", "bedroom", "office", "garage", "hall", "bathroom", "garden", "attic")
 MUSIC = ("jazz", "rock", "opera", "folk", "techno", "blues", "piano music", "rain sounds")
 NEWS = (

@@ -26,7 +26,7 @@ from torch import Tensor
 from pocketgem.checkpoint.durable import write_file
 from pocketgem.checkpoint.safetensors import SafetensorsFile
 from pocketgem.config.fields import Fields
-from pocketgem.errors import FormatError, InputError
+from pocketgem.errors import FormatError
 
 FORMAT, VERSION = "pocketgem capsule", 1
 FILE = "capsule.safetensors"  # beside an adapter's files
@@ -134,7 +134,7 @@ def _tensors(capsule: Capsule) -> dict[str, Tensor]:
 
 
 def load_capsule(path: Path) -> Capsule:
-    """Read a capsule. Raises CheckpointError for a file that is missing, FormatError for one that is no whole capsule."""
+    """Raises CheckpointError for a file that is missing, FormatError for one that is no whole capsule."""
     if path.is_file() and path.stat().st_size > MOST_BYTES:
         raise FormatError(f"{path}: {path.stat().st_size} bytes, a capsule has at most {MOST_BYTES}")
     file = SafetensorsFile(path)
@@ -204,7 +204,9 @@ def _answers(tensors: dict[str, Tensor], vocabulary: int, rows: int, where: str)
     if start != len(numbers) or row != rows:
         raise FormatError(f"{where}: answers of {start} ids and {row} rows, there are {len(numbers)} and {rows}")
     if len({one.prompt for one in found}) < LEAST_PROMPTS:
-        raise InputError(f"{where}: answers to fewer than {LEAST_PROMPTS} prompts, too few to learn from and to judge by")
+        raise FormatError(
+            f"{where}: answers to fewer than {LEAST_PROMPTS} prompts, too few to learn from and to judge by"
+        )
     return tuple(found)
 
 

@@ -200,8 +200,3 @@ def backward(model: Gemma, batch: Sequence[Answer], ids: Tensor, aims: Tensor) -
         total += float(loss.detach())
     hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
     return total
-
-
-def usable(part: Sequence[Answer]) -> bool:
-    """Whether there is anything to learn from."""
-    return any(one.said for one in part)

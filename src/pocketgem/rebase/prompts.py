@@ -11,7 +11,6 @@ of those that were given, and new.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,20 +130,17 @@ def _frame(texts: Sequence[str]) -> tuple[str, str]:
     """What all texts begin and end with, cut back to where no word is cut. One text alone has none."""
     if len(texts) < 2:
         return "", ""
-    begin = os.path.commonprefix(texts)
-    begin = begin[: _boundary(begin)]
-    ends = [text[len(begin) :][::-1] for text in texts]
-    end = os.path.commonprefix(ends)
-    end = end[: _boundary(end)][::-1]
-    return begin, end
+    begin = _common(texts)
+    return begin, _common([text[len(begin) :][::-1] for text in texts])[::-1]
 
 
-def _boundary(text: str) -> int:
-    """How much of a prefix to keep so that it does not end within a word."""
-    kept = len(text)
-    while kept and text[kept - 1].isalnum():
+def _common(texts: Sequence[str]) -> str:
+    """What all begin with, without a last word that may go on."""
+    low, high = min(texts), max(texts)  # what these two share, all between them do
+    kept = next((at for at, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
+    while kept and low[kept - 1].isalnum():
         kept -= 1
-    return kept
+    return low[:kept]
 
 
 def _string(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pocketgem.adapters.base import Base
 from pocketgem.adapters.drift import Drift, drift
-from pocketgem.adapters.manifest import Manifest, manifest_in, manifest_of
+from pocketgem.adapters.manifest import Manifest, manifest_in
 from pocketgem.adapters.peft import Adapter, open_adapter
 from pocketgem.adapters.registry import Entry, Registry
 from pocketgem.errors import InputError, WeightsError
@@ -26,7 +26,7 @@ from pocketgem.rebase.capsule import FILE, Capsule, load_capsule
 from pocketgem.rebase.distill import Curve, Settings, distill
 from pocketgem.rebase.judge import Judge, Limits, Marks, Verdict
 from pocketgem.rebase.record import Watch, about_of
-from pocketgem.rebase.write import write_adapter
+from pocketgem.rebase.write import finish, write_distilled, write_reused
 
 ADAPTER = "adapter"  # in the folder that comes out
 
@@ -120,7 +120,7 @@ def rebase(
             outcome.way, chosen = "distil", deltas
         clock.lap("gate")
     if chosen is not None:
-        _write(llm, base, folder, out, source, chosen, outcome)
+        _write(llm, base, folder, out, recorded, chosen, outcome)
         clock.lap("write")
     outcome.seconds = clock.seconds
     outcome.nbytes |= {"capsule": source.stat().st_size, "adapter": adapter.nbytes}
@@ -197,18 +197,29 @@ def _pass(judge: Judge, outcome: Outcome, deltas: Mapping[str, LowRank]) -> bool
 
 
 def _write(
-    llm: LLM, base: Base, folder: Path, out: Path, capsule: Path, deltas: Mapping[str, LowRank], outcome: Outcome
+    llm: LLM, base: Base, folder: Path, out: Path, capsule: Capsule, deltas: Mapping[str, LowRank], outcome: Outcome
 ) -> None:
-    """The adapter's folder: PEFT's files, what lay beside them, and a manifest that ties it to the new base."""
+    note = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": round(_kept(outcome), 4)}
     out.mkdir(parents=True, exist_ok=True)
-    record = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": _kept(outcome)}
-    write_adapter(out / ADAPTER, folder, deltas, base.name, record)
-    made = open_adapter(out / ADAPTER, _experts(llm))
-    manifest = manifest_of(llm.model, base, made)
-    write_manifest(out / ADAPTER, manifest)
-    outcome.nbytes["written"] = sum(one.stat().st_size for one in (out / ADAPTER).iterdir())
+    if outcome.way == "reuse":
+        write_reused(out / ADAPTER, folder, base.name, note)
+    else:
+        write_distilled(out / ADAPTER, folder, deltas, base.name, note)
+    outcome.nbytes["written"] = finish(llm, base, out / ADAPTER, capsule, _experts(llm))
 
 
 def _kept(outcome: Outcome) -> float:
     best = outcome.distilled if outcome.way == "distil" else outcome.reuse
     return 0.0 if best is None else best.marks.kept
+
+
+def swap(registry: Registry, name: str, out: Path) -> Entry:
+    """Let a registered name stand for what came out; what it stood for stays in its history, to roll back to.
+
+    Raises InputError where nothing passed the gate, CheckpointError, RunError; then the name stands for what it did.
+    """
+    folder = out / ADAPTER
+    manifest = manifest_in(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no adapter that passed the gate is there")
+    return registry.add(name, folder, manifest)
