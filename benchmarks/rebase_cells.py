@@ -43,6 +43,7 @@ RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=8, learning_rate=1e-3, seed=1)
 LEARNED, HELD = 400, 64  # examples
 PROMPTS, SEEDS = 128, 8  # of a capsule; how many of these are given where the base makes the rest
 TRAIN_SEED, HELD_SEED, PROMPT_SEED = 1, 2, 3
+SETTINGS = Settings(steps=36)
 CAPSULE = Wishes(top=32, samples=1, max_tokens=24)
 
 
@@ -97,7 +98,6 @@ def cells() -> list[Cell]:
     for task, update in pairs:
         needs = (f"base-{update}", *(f"capsule-{one}" for one in ADAPTERS))
         found.append(Cell(f"case-{task}-{update}", needs, partial(_case, task=task, update=update)))
-    for task, update in pairs:
         one = partial(_tune, task=task, update=update)
         found.append(Cell(f"tune-{task}-{update}", (f"base-{update}",), one))
     for task in ADAPTERS:
@@ -229,7 +229,7 @@ def held_prompts(task: str) -> frozenset[str]:
 
 def _case(lab: Lab, task: str, update: str) -> dict[str, Any]:
     """One adapter, one update: everything that could take the old adapter's place, scored and before the gate."""
-    facts, llm, judge = _rebased(lab, task, update, Settings(), None)
+    facts, llm, judge = _rebased(lab, task, update, SETTINGS, None)
     examples, old = held(llm, task), open_adapter(lab.adapter(f"tune-{task}-old")).deltas
     wrong = open_adapter(lab.adapter(f"tune-{ADAPTERS[ADAPTERS.index(task) - 1]}-old")).deltas
     facts["candidates"] |= {
@@ -246,7 +246,7 @@ def _case(lab: Lab, task: str, update: str) -> dict[str, Any]:
 def _variant(lab: Lab, task: str, update: str, target: str = "copy", capsule: str | None = None) -> dict[str, Any]:
     """The same distillation with another target, or from other prompts."""
     where = None if capsule is None else lab.made / "call-made.safetensors"
-    return _rebased(lab, task, update, Settings(target=Target(target)), where)[0]
+    return _rebased(lab, task, update, replace(SETTINGS, target=Target(target)), where)[0]
 
 
 def _rebased(
