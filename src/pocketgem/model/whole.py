@@ -14,17 +14,21 @@ from pocketgem.model.cache import Cache, KeysValues, Span, Step
 
 @dataclass(frozen=True)
 class WholeStep(Step):
-    """All rows of sequences that begin with it. Every row wants its hidden state."""
+    """All rows of sequences that begin with it."""
 
     @classmethod
-    def of(cls, counts: Sequence[int], device: torch.device) -> WholeStep:
-        """Rows of ``counts[i]`` tokens for sequence i, one sequence after the other."""
+    def of(cls, counts: Sequence[int], device: torch.device, wanted: Tensor | None = None) -> WholeStep:
+        """Rows of ``counts[i]`` tokens for sequence i, one sequence after the other.
+
+        wanted: rows whose hidden states are asked for, ascending, on the CPU; None for all. The others leave at the
+        last layer that writes keys, as they do when a prompt is read.
+        """
         spans, row = [], 0
         for count in counts:
             spans.append(Span(cast(Cache, None), row, row + count))  # there is none: nothing is stored
             row += count
         positions = torch.cat([torch.arange(count, device=device) for count in counts])
-        return cls(tuple(spans), positions, torch.arange(row), skip=False)
+        return cls(tuple(spans), positions, torch.arange(row) if wanted is None else wanted)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[KeysValues, ...]:
         """See ``Step.write``."""
