@@ -186,13 +186,16 @@ def scored(model: Gemma, examples: Sequence[Example], batch: int = 16) -> dict[s
 def _answers(model: Gemma, examples: Sequence[Example]) -> list[tuple[Tensor, Tensor]]:
     """Logits ``[ids, vocab]`` of each answer's rows, and its ids."""
     ids = torch.tensor([id for one in examples for id in one.ids])
-    hidden = model(model.embed(ids), WholeStep.of([len(one.ids) for one in examples], model.device))
-    found, start = [], 0
+    rows: list[int] = []
+    start = 0
     for one in examples:
-        rows = hidden[start + one.answer - 1 : start + len(one.ids) - 1]
-        found.append((model.logits(rows), torch.tensor(one.ids[one.answer :])))
+        rows += range(start + one.answer - 1, start + len(one.ids) - 1)
         start += len(one.ids)
-    return found
+    step = WholeStep.of([len(one.ids) for one in examples], model.device, torch.tensor(rows))
+    pieces = model(model.embed(ids), step).split([one.learned for one in examples])
+    return [
+        (model.logits(piece), torch.tensor(one.ids[one.answer :])) for piece, one in zip(pieces, examples, strict=True)
+    ]
 
 
 # ---- capsules and cases ----------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from pocketgem.rebase.capsule import Capsule, load_capsule, save_capsule
 from pocketgem.rebase.distill import Settings, Target, backward, distill
 from pocketgem.rebase.divergence import bucketed, divergence, rows_of
 from pocketgem.rebase.judge import Judge, Limits, token_f1
-from pocketgem.rebase.prompts import Given, more_prompts, read_prompts
+from pocketgem.rebase.prompts import OPENING, Given, free_prompts, more_prompts, read_prompts
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import HTML, JSON, MARKDOWN, PICTURES
 from pocketgem.rebase.run import ADAPTER, rebase, swap
@@ -41,7 +41,7 @@ from tests.text_fixtures import gemma4_metadata
 from tests.twins import BLOCKS, make_twin
 
 WISHES = Wishes(top=16, max_tokens=5)
-QUICK = Settings(steps=24, batch=8, learning_rate=5e-3, every=8)
+QUICK = Settings(steps=16, batch=6, learning_rate=8e-3, every=8)
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -193,6 +193,14 @@ def test_prompts_are_made_within_the_frame_of_those_given(house: Path, monkeypat
     made = [llm.detokenize(ids[1:]) for ids in more_prompts(llm, given, 20, 1, quiet)]
     assert len(set(made)) == 20
     assert all(text.startswith("User: ") and text.endswith(" bread\nCall:") for text in made)
+
+
+def test_prompts_are_made_from_nothing(house: Path) -> None:
+    llm = load(house, "old")
+    made = free_prompts(llm, 9, 1, quiet)
+    assert len(set(made)) == 9
+    assert {len(ids) for ids in made} == {OPENING + 1}
+    assert {ids[0] for ids in made} == {llm.tokenizer.bos_id}
 
 
 # ---- the gate --------------------------------------------------------------------------------------------------------
@@ -378,7 +386,7 @@ def test_from_the_command_line(house: Path, tmp_path: Path, capsys: pytest.Captu
     assert "nothing passes the gate" in (out / MARKDOWN).read_text(encoding="utf-8")
     assert min(said["predicted"].values()) > 0.5
     # Where the gate asks for what a few steps give, the name moves on, and back again.
-    easy = ["--kept", "0.3", "--match", "0.1", "--steps", "16", "--learning-rate", "5e-3", "--distil"]
+    easy = ["--kept", "0.3", "--match", "0.1", "--steps", "8", "--learning-rate", "8e-3", "--distil"]
     assert ask("rebase", "caller", str(house / "new.gguf"), "--out", str(tmp_path / "new"), *easy, *options) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["way"] == "distil"

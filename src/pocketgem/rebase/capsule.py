@@ -195,7 +195,8 @@ def _answers(tensors: dict[str, Tensor], vocabulary: int, rows: int, where: str)
         raise FormatError(f"{where}: answers {list(table.shape)} and ids {list(ids.shape)} are no capsule's")
     if not _within(ids, vocabulary):
         raise FormatError(f"{where}: an id is not of the vocabulary of {vocabulary}")
-    found, start, row, numbers = [], 0, 0, ids.tolist()
+    found: list[Answer] = []
+    start, row, numbers = 0, 0, ids.tolist()
     for prompt, length, answer, greedy in table.tolist():
         if not 0 <= prompt < MOST_ANSWERS or not 0 < answer < length or greedy not in (0, 1):
             raise FormatError(f"{where}: answer {len(found)} has {answer} of {length} ids before it")

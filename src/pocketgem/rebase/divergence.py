@@ -45,14 +45,14 @@ class Rows:
 def hidden_of(model: Gemma, answers: Sequence[Answer]) -> Tensor:
     """The last hidden states before each id of the answers, ``[rows, hidden]``, one answer after the other."""
     ids = torch.tensor([id for one in answers for id in one.ids])
-    hidden = model(model.embed(ids), WholeStep.of([len(one.ids) for one in answers], model.device))
     rows: list[int] = []
     start = 0
     for one in answers:
         rows += range(start + one.answer - 1, start + len(one.ids) - 1)
         start += len(one.ids)
-    found: Tensor = hidden[torch.tensor(rows, device=hidden.device)]
-    return found
+    step = WholeStep.of([len(one.ids) for one in answers], model.device, torch.tensor(rows))
+    hidden: Tensor = model(model.embed(ids), step)
+    return hidden
 
 
 def numbers_of(answers: Sequence[Answer]) -> Tensor:
