@@ -31,7 +31,7 @@ from pocketgem.rebase.judge import Judge, Limits
 from pocketgem.rebase.prompts import Given, more_prompts
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import write_report
-from pocketgem.rebase.run import Clock, rebase
+from pocketgem.rebase.run import Candidate, Clock, rebase
 from pocketgem.tune.data import Example
 from pocketgem.tune.loop import Trainer
 from pocketgem.tune.recipe import Recipe, plan_training
@@ -39,11 +39,11 @@ from pocketgem.tune.recipe import Recipe, plan_training
 OLD = "gemma-3-270m"
 ADAPTERS = ("call", "fields", "date")
 UPDATES = ("trained", "requantised", "merged")
-RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=8, learning_rate=1e-3, seed=1)
+RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=4, learning_rate=1e-3, seed=1)
 LEARNED, HELD = 400, 64  # examples
 PROMPTS, SEEDS = 128, 8  # of a capsule; how many of these are given where the base makes the rest
 TRAIN_SEED, HELD_SEED, PROMPT_SEED = 1, 2, 3
-SETTINGS = Settings(steps=36)
+SETTINGS = Settings(steps=36, batch=4)
 CAPSULE = Wishes(top=32, samples=1, max_tokens=24)
 
 
@@ -100,7 +100,7 @@ def cells() -> list[Cell]:
         found.append(Cell(f"case-{task}-{update}", needs, partial(_case, task=task, update=update)))
         one = partial(_tune, task=task, update=update)
         found.append(Cell(f"tune-{task}-{update}", (f"base-{update}",), one))
-    for task in ADAPTERS:
+    for task in ("fields", "date"):
         one = partial(_variant, task=task, update="trained", target="delta")
         found.append(Cell(f"delta-{task}-trained", ("base-trained", f"capsule-{task}"), one))
     made = partial(_variant, task="call", update="trained", capsule="capsule-call-made")
@@ -232,7 +232,8 @@ def held_prompts(task: str) -> frozenset[str]:
 
 def _case(lab: Lab, task: str, update: str) -> dict[str, Any]:
     """One adapter, one update: everything that could take the old adapter's place, scored and before the gate."""
-    facts, llm, judge = _rebased(lab, task, update, SETTINGS, None)
+    facts, llm = _rebased(lab, task, update, SETTINGS, None)
+    judge = Judge.of(llm, load_capsule(lab.adapter(f"tune-{task}-old") / FILE))
     examples, old = held(llm, task), open_adapter(lab.adapter(f"tune-{task}-old")).deltas
     wrong = open_adapter(lab.adapter(f"tune-{ADAPTERS[ADAPTERS.index(task) - 1]}-old")).deltas
     facts["candidates"] |= {
@@ -252,32 +253,37 @@ def _variant(lab: Lab, task: str, update: str, target: str = "copy", capsule: st
     return _rebased(lab, task, update, replace(SETTINGS, target=Target(target)), where)[0]
 
 
-def _rebased(
-    lab: Lab, task: str, update: str, settings: Settings, capsule: Path | None
-) -> tuple[dict[str, Any], LLM, Judge]:
+def _rebased(lab: Lab, task: str, update: str, settings: Settings, capsule: Path | None) -> tuple[dict[str, Any], LLM]:
     """Distil whether or not the old weights pass, so that both are known, and score both on held-out examples."""
     llm, folder = lab.load(update), lab.adapter(f"tune-{task}-old")
     name = f"{task}-{update}-{settings.target}{'' if capsule is None else '-made'}"
     out = lab.made / "rebased" / name
     outcome = rebase(llm, folder, out, capsule, Limits(), settings, reuse=False, watch=_shown)
     write_report(out, outcome)
-    judge, examples = Judge.of(llm, load_capsule(capsule or folder / FILE)), held(llm, task)
-    found = {"reuse": _candidate(llm.model, judge, open_adapter(folder).deltas, examples)}
-    if (out / "adapter").exists():
-        found["rebase"] = _candidate(llm.model, judge, open_adapter(out / "adapter").deltas, examples)
-    return {"outcome": outcome.facts(), "candidates": found}, llm, judge
+    examples = held(llm, task)
+    found = {"reuse": _scored_as(llm.model, open_adapter(folder).deltas, examples, outcome.reuse)}
+    if outcome.way == "distil":
+        made = open_adapter(out / "adapter").deltas
+        found["rebase"] = _scored_as(llm.model, made, examples, outcome.distilled)
+    return {"outcome": outcome.facts(), "candidates": found}, llm
 
 
 def _candidate(model: Gemma, judge: Judge, deltas: Deltas, examples: Sequence[Example]) -> dict[str, Any]:
     """Scores on the held-out examples, and what the gate sees."""
     marks = judge.measure(deltas)
-    verdict = judge.verdict(marks, Limits())
+    return _scored_as(model, deltas, examples, Candidate(marks, judge.verdict(marks, Limits())))
+
+
+def _scored_as(model: Gemma, deltas: Deltas, examples: Sequence[Example], judged: Candidate | None) -> dict[str, Any]:
+    """The same for what was before the gate already."""
+    assert judged is not None
     attach_(model, deltas)
     try:
         score = scored(model, examples)
     finally:
         detach_(model)
-    return {"score": score, "marks": asdict(marks), "accepted": verdict.accepted, "reasons": verdict.reasons}
+    verdict = judged.verdict
+    return {"score": score, "marks": asdict(judged.marks), "accepted": verdict.accepted, "reasons": verdict.reasons}
 
 
 def _halved(deltas: Deltas) -> dict[str, LowRank]:

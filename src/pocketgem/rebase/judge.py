@@ -22,7 +22,7 @@ from pocketgem.llm import LLM
 from pocketgem.model.lora import LowRank, attach_, detach_
 from pocketgem.rebase.capsule import Answer, Capsule
 from pocketgem.rebase.divergence import Rows, divergence, rows_of
-from pocketgem.rebase.record import SIDE_BY_SIDE, greedy_answers
+from pocketgem.rebase.record import SIDE_BY_SIDE, Prompt, greedy_answers
 
 SMALL = 0.02  # nat a token: a base this near to the old pair leaves no effect to speak of, and no share to divide by
 
@@ -55,37 +55,40 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judge:
-    """Measures candidates on one base against one capsule. bare: that base's KL on the gate's part, without any."""
+    """Measures candidates on one base against one capsule. alone: what that base says without any."""
 
     llm: LLM
     capsule: Capsule
     answers: tuple[Answer, ...]
-    bare: float
+    alone: Rows
+    bare: float  # KL of the base alone
     consistency: float  # the old pair's mean probability of its own greedy answer
 
     @classmethod
     def of(cls, llm: LLM, capsule: Capsule, part: str = "gate") -> Judge:
         """No adapter must be on ``llm``, which keeps no pasts."""
         answers = capsule.part(part)
-        bare = float(_divergences(capsule, rows_of(llm.model, answers, capsule.tops.ids)).mean())
-        return cls(llm, capsule, answers, bare, consistency(capsule, answers))
+        alone = rows_of(llm.model, answers, capsule.tops.ids)
+        bare = float(_divergences(capsule, alone).mean())
+        return cls(llm, capsule, answers, alone, bare, consistency(capsule, answers))
 
     def measure(self, deltas: Mapping[str, LowRank] | None) -> Marks:
         """Put a candidate on, ask it, take it off. None: the base alone."""
-        if deltas is not None:
-            attach_(self.llm.model, deltas)
+        if deltas is None:
+            return self._marks(self.alone)
+        attach_(self.llm.model, deltas)
         try:
-            rows = rows_of(self.llm.model, self.answers, self.capsule.tops.ids)
-            match, f1, prompts = self._match(rows)
+            return self._marks(rows_of(self.llm.model, self.answers, self.capsule.tops.ids))
         finally:
-            if deltas is not None:
-                detach_(self.llm.model)
+            detach_(self.llm.model)
+
+    def _marks(self, rows: Rows) -> Marks:
+        match, f1, prompts = self._match(rows)
         found = _divergences(self.capsule, rows)
         kl = float(found.mean())
-        kept = 1 - kl / max(self.bare, SMALL)
-        return Marks(kl, kept, match, f1, prompts, _by_position(self.answers, found))
+        return Marks(kl, 1 - kl / max(self.bare, SMALL), match, f1, prompts, _by_position(self.answers, found))
 
     def _match(self, rows: Rows) -> tuple[float, float, int]:
         """Greedy decoding says an answer exactly when each id of it is the best one after those before it: only the
@@ -102,8 +105,8 @@ class Judge:
         total = same + len(others)
         return same / total, (same + sum(scores)) / total, total
 
-    def _said(self, answers: Sequence[Answer]) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
+    def _said(self, answers: Sequence[Answer]) -> list[Prompt]:
+        found: list[Prompt] = []
         for start in range(0, len(answers), SIDE_BY_SIDE):
             batch = answers[start : start + SIDE_BY_SIDE]
             longest = max(len(one.said) for one in batch)

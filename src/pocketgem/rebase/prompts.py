@@ -20,7 +20,7 @@ from pocketgem.engine.request import SamplingParams
 from pocketgem.errors import FormatError, InputError, RunError
 from pocketgem.llm import LLM
 from pocketgem.rebase.capsule import LEAST_PROMPTS, MOST_ANSWERS
-from pocketgem.rebase.record import SIDE_BY_SIDE, Prompt, Watch
+from pocketgem.rebase.record import SIDE_BY_SIDE, Prompt, Watch, said
 
 MOST_FILE, MOST_LINE = 64 << 20, 1 << 20  # bytes, characters
 SHOWN = 8  # prompts in a list to go on with
@@ -115,11 +115,12 @@ def more_prompts(llm: LLM, given: Sequence[Given], count: int, seed: int, watch:
 def free_prompts(llm: LLM, count: int, seed: int, watch: Watch) -> list[Prompt]:
     """Beginnings of texts as the model makes them up from nothing, with whatever adapter is on it."""
     start, found = llm.tokenize(""), dict[Prompt, None]()
-    params = SamplingParams(temperature=1.0, seed=seed, max_tokens=OPENING)
+    params = SamplingParams(temperature=1.0, max_tokens=OPENING)
     for at in range(0, ROUNDS * count, SIDE_BY_SIDE):
-        for answer in llm.generate_many([start] * SIDE_BY_SIDE, params=replace(params, seed=seed + at)):
-            if len(answer.ids) == OPENING:
-                found[(*start, *answer.ids)] = None
+        batch = [replace(params, seed=seed + at + one) for one in range(SIDE_BY_SIDE)]
+        found |= {
+            (*start, *ids): None for ids in said(llm, [tuple(start)] * SIDE_BY_SIDE, batch) if len(ids) == OPENING
+        }
         watch("prompts", min(len(found), count), count)
         if len(found) >= count:
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketgem.adapters.base import Base
 from pocketgem.adapters.peft import Adapter
@@ -12,12 +12,12 @@ from pocketgem.engine.request import FinishReason, SamplingParams
 from pocketgem.errors import InputError, RunError
 from pocketgem.llm import LLM
 from pocketgem.model.lora import LowRank, attach_, detach_
-from pocketgem.rebase.capsule import LEAST_PROMPTS, About, Answer, Capsule, Tops
+from pocketgem.rebase.capsule import LEAST_PROMPTS, MOST_ANSWERS, About, Answer, Capsule, Tops
 from pocketgem.rebase.divergence import rows_of, tops_of
 
 SIDE_BY_SIDE = 16  # requests that are answered together
 Watch = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
-Prompt = tuple[int, ...]
+Prompt = tuple[int, ...]  # ids; of an answer too
 
 
 @dataclass(frozen=True)
@@ -66,35 +66,45 @@ def _answered(llm: LLM, prompts: Sequence[Prompt], wishes: Wishes, watch: Watch)
     row = 0
     for at, (number, ids, drawn) in enumerate(_drawn(llm, prompts, wishes)):
         watch("answers", at + 1, len(prompts))
-        for greedy, said in ((rank == 0, said) for rank, said in enumerate(dict.fromkeys(drawn)) if said):
-            found.append(Answer(number, (*ids, *said), len(ids), greedy, row))
-            row += len(said)
+        for rank, answer in enumerate(dict.fromkeys(drawn)):
+            if answer:
+                found.append(Answer(number, (*ids, *answer), len(ids), rank == 0, row))
+                row += len(answer)
     if not found:
         raise RunError("the model with the adapter answers nothing to these prompts")
     return found
 
 
-def _drawn(llm: LLM, prompts: Sequence[Prompt], wishes: Wishes) -> Iterator[tuple[int, Prompt, list[tuple[int, ...]]]]:
-    """(number, prompt, its answers: the greedy one first)."""
+def _drawn(llm: LLM, prompts: Sequence[Prompt], wishes: Wishes) -> Iterator[tuple[int, Prompt, list[Prompt]]]:
+    """Numbers, prompts, and the answers to each: the greedy one first."""
     for start in range(0, len(prompts), SIDE_BY_SIDE):
         batch = prompts[start : start + SIDE_BY_SIDE]
         rounds = [greedy_answers(llm, batch, wishes.max_tokens)]
         for sample in range(wishes.samples):
-            seed = wishes.seed * 1_000_003 + sample * 10_007 + start
-            rounds.append(_answers(llm, batch, wishes.max_tokens, temperature=wishes.temperature, seed=seed))
+            first = wishes.seed * 1_000_003 + sample * MOST_ANSWERS + start
+            params = _params(llm, wishes.max_tokens, wishes.temperature)
+            rounds.append(said(llm, batch, [replace(params, seed=first + at) for at in range(len(batch))]))
         for at, ids in enumerate(batch):
             yield start + at, ids, [one[at] for one in rounds]
 
 
-def greedy_answers(llm: LLM, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...]]:
+def greedy_answers(llm: LLM, prompts: Sequence[Prompt], max_tokens: int) -> list[Prompt]:
     """What greedy decoding says, with the id that ends it where one does."""
-    return _answers(llm, prompts, max_tokens, temperature=0.0, seed=None)
+    return said(llm, prompts, [_params(llm, max_tokens, 0.0)] * len(prompts))
 
 
-def _answers(
-    llm: LLM, prompts: Sequence[Prompt], max_tokens: int, *, temperature: float, seed: int | None
-) -> list[tuple[int, ...]]:
+def said(llm: LLM, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Prompt]:
+    """Answers side by side, each prompt by options of its own: the same prompt twice is answered twice."""
+    requests = [llm.request(list(ids), params=one) for ids, one in zip(prompts, params, strict=True)]
+    runs = [llm.flights.start(request) for request in requests]
+    try:
+        sampled = [[output.sampled for output in llm.flights.outputs(run)] for run in runs]
+        return [tuple(one.id for one in some if one is not None) for some in sampled]
+    finally:
+        for run in runs:
+            llm.flights.end(run, FinishReason.ABORT)
+
+
+def _params(llm: LLM, max_tokens: int, temperature: float) -> SamplingParams:
     stops = SamplingParams.from_generation_config(llm.defaults).stop_ids | llm.tokenizer.end_ids
-    params = SamplingParams(temperature=temperature, seed=seed, stop_ids=stops, max_tokens=max_tokens)
-    found = llm.generate_many([list(ids) for ids in prompts], params=params)
-    return [one.ids if one.finish in (FinishReason.STOP, FinishReason.LENGTH) else () for one in found]
+    return SamplingParams(temperature=temperature, stop_ids=stops, max_tokens=max_tokens)
