@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from pocketgem.model.lora import Deltas, LowRank, attach_, detach_, merge_
 from pocketgem.model.whole import WholeStep
 from pocketgem.rebase.capsule import FILE, load_capsule, save_capsule
 from pocketgem.rebase.distill import Settings, Target
-from pocketgem.rebase.judge import Judge, Limits
+from pocketgem.rebase.judge import Judge, Limits, verdict
 from pocketgem.rebase.prompts import Given, more_prompts
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import write_report
@@ -43,6 +44,7 @@ RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=4, learning_rate=1e-3, seed=1)
 LEARNED, HELD = 400, 64  # examples
 PROMPTS, SEEDS = 128, 8  # of a capsule; how many of these are given where the base makes the rest
 TRAIN_SEED, HELD_SEED, PROMPT_SEED = 1, 2, 3
+ANY = Limits(kept=-1e9, match=0.0)  # so that what the gate would refuse is there to be scored
 SETTINGS = Settings(steps=36, batch=4)
 CAPSULE = Wishes(top=32, samples=1, max_tokens=24)
 
@@ -258,13 +260,19 @@ def _rebased(lab: Lab, task: str, update: str, settings: Settings, capsule: Path
     llm, folder = lab.load(update), lab.adapter(f"tune-{task}-old")
     name = f"{task}-{update}-{settings.target}{'' if capsule is None else '-made'}"
     out = lab.made / "rebased" / name
-    outcome = rebase(llm, folder, out, capsule, Limits(), settings, reuse=False, watch=_shown)
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed
+    outcome = rebase(llm, folder, out, capsule, ANY, settings, reuse=False, watch=_shown)
+    assert outcome.distilled is not None
+    for one in ("bare", "reuse", "distilled"):
+        marks = getattr(outcome, one).marks
+        setattr(outcome, one, Candidate(marks, verdict(marks, Limits(), outcome.consistency)))
+    outcome.limits, outcome.way = Limits(), "distil" if outcome.distilled.verdict.accepted else None
     write_report(out, outcome)
     examples = held(llm, task)
-    found = {"reuse": _scored_as(llm.model, open_adapter(folder).deltas, examples, outcome.reuse)}
-    if outcome.way == "distil":
-        made = open_adapter(out / "adapter").deltas
-        found["rebase"] = _scored_as(llm.model, made, examples, outcome.distilled)
+    found = {
+        "reuse": _scored_as(llm.model, open_adapter(folder).deltas, examples, outcome.reuse),
+        "rebase": _scored_as(llm.model, open_adapter(out / "adapter").deltas, examples, outcome.distilled),
+    }
     return {"outcome": outcome.facts(), "candidates": found}, llm
 
 
@@ -274,16 +282,15 @@ def _candidate(model: Gemma, judge: Judge, deltas: Deltas, examples: Sequence[Ex
     return _scored_as(model, deltas, examples, Candidate(marks, judge.verdict(marks, Limits())))
 
 
-def _scored_as(model: Gemma, deltas: Deltas, examples: Sequence[Example], judged: Candidate | None) -> dict[str, Any]:
+def _scored_as(model: Gemma, deltas: Deltas, examples: Sequence[Example], judged: Candidate) -> dict[str, Any]:
     """The same for what was before the gate already."""
-    assert judged is not None
     attach_(model, deltas)
     try:
         score = scored(model, examples)
     finally:
         detach_(model)
-    verdict = judged.verdict
-    return {"score": score, "marks": asdict(judged.marks), "accepted": verdict.accepted, "reasons": verdict.reasons}
+    said = judged.verdict
+    return {"score": score, "marks": asdict(judged.marks), "accepted": said.accepted, "reasons": said.reasons}
 
 
 def _halved(deltas: Deltas) -> dict[str, LowRank]:

@@ -315,6 +315,8 @@ def test_the_same_base_takes_the_old_weights(house: Path, tmp_path: Path) -> Non
     assert made.identity == old.identity
     assert read_manifest(tmp_path / ADAPTER).capsule == "capsule.safetensors"
     assert load_capsule(tmp_path / ADAPTER / "capsule.safetensors").about.adapter == made.identity
+    with pytest.raises(InputError, match="there already"):
+        rebase(load(house, "old"), house / "adapter", tmp_path, house / "capsule")
 
 
 def test_a_strangers_capsule_is_refused(house: Path, tmp_path: Path) -> None:
@@ -368,10 +370,12 @@ def test_from_the_command_line(house: Path, tmp_path: Path, capsys: pytest.Captu
     first = registry.find("caller")
     options = ["--registry", str(registry.folder), "--json"]
     prompts = ["--prompts", str(house / "prompts.jsonl"), "--count", "24", "--max-tokens", "4", "--top", "8"]
-    to = ["--model", str(house / "old.gguf"), "--out", str(tmp_path / "capsule")]
-    assert ask("capsule", "caller", *to, *prompts, *options) == 0
-    assert json.loads(capsys.readouterr().out)["prompts"] == 24
-    assert len({one.prompt for one in load_capsule(tmp_path / "capsule").answers}) == 24
+    assert ask("capsule", "caller", "--model", str(house / "old.gguf"), *prompts, *options) == 0
+    said = json.loads(capsys.readouterr().out)
+    first, bare = registry.find("caller"), first
+    assert (said["prompts"], Path(said["capsule"]).parent) == (24, first.folder)
+    assert len({one.prompt for one in load_capsule(Path(said["capsule"])).answers}) == 24
+    assert (first.before, first.manifest.targets) == ((bare.identity,), bare.manifest.targets)
     # Far from the old base a few steps do not help: nothing is swapped, and the report says why.
     out = tmp_path / "far"
     failing = ["rebase", "caller", str(house / "far.gguf"), "--out", str(out), "--steps", "2", *options]

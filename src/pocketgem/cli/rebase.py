@@ -19,6 +19,7 @@ from pocketgem.cli.screen import Screen
 if TYPE_CHECKING:
     from pocketgem.adapters.registry import Registry
     from pocketgem.llm import LLM
+    from pocketgem.model.lora import Deltas
     from pocketgem.rebase.record import Prompt
     from pocketgem.rebase.run import Outcome
 
@@ -29,7 +30,9 @@ Prompts = Annotated[
     typer.Option("--prompts", metavar="FILE", help="A prompt a line: text, or JSON with prompt or messages."),
 ]
 Count = Annotated[int, typer.Option("--count", min=8, help="Prompts; what --prompts lacks is made by the model.")]
-CapsuleOut = Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the capsule goes.")]
+CapsuleOut = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Where the capsule goes. Left out: beside the adapter.")
+]
 Top = Annotated[int, typer.Option(min=1, max=1024, help="Most probable ids to keep of each distribution.")]
 Samples = Annotated[int, typer.Option(min=0, max=16, help="Answers to draw for a prompt beside the greedy one.")]
 AnswerTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer.")]
@@ -52,7 +55,7 @@ Store = Annotated[Path | None, typer.Option("--registry", metavar="FOLDER", help
 def record_capsule(
     adapter: Adapter,
     model: OldBase,
-    out: CapsuleOut,
+    out: CapsuleOut = None,
     prompts: Prompts = None,
     count: Count = 128,
     top: Top = 32,
@@ -75,21 +78,22 @@ def record_capsule(
     screen = Screen(quiet=quiet or as_json)
     from pocketgem.adapters.peft import open_adapter
     from pocketgem.adapters.where import where_is
-    from pocketgem.rebase.capsule import save_capsule
+    from pocketgem.rebase.keep import keep_capsule
     from pocketgem.rebase.record import Wishes, record
 
-    folder = where_is(adapter, _registry(registry))
+    store = _registry(registry)
+    folder = where_is(adapter, store)
     llm = _loaded(screen, model, dtype, threads, offline)
     opened = open_adapter(folder, None if (e := llm.checkpoint.config.experts) is None else e.num_experts)
     wishes = Wishes(top=top, samples=samples, max_tokens=max_tokens, seed=seed)
     with _bar(screen) as watch:
         chosen = _prompts(llm, opened.deltas, prompts, count, seed, watch)
         capsule = record(llm, opened, chosen, wishes, watch)
-        written = save_capsule(out, capsule)
+    where, written = keep_capsule(capsule, adapter, folder, store, out)
     if as_json:
-        said = {"capsule": str(out), "prompts": len(chosen), "answers": len(capsule.answers), "bytes": written}
+        said = {"capsule": str(where), "prompts": len(chosen), "answers": len(capsule.answers), "bytes": written}
         print(json.dumps({**said, "tokens": len(capsule.tops.ids), "digest": capsule.digest}))
-    screen.note(f"{out}: {len(capsule.answers)} answers to {len(chosen)} prompts, {size_text(written)}")
+    screen.note(f"{where}: {len(capsule.answers)} answers to {len(chosen)} prompts, {size_text(written)}")
 
 
 def rebase_adapter(
@@ -138,9 +142,10 @@ def rebase_adapter(
     if as_json:
         print(json.dumps({**outcome.facts(), "report": str(place), "registered": swapped}))
     _tell(screen, outcome, place, adapter if swapped else None, pictures=pictures)
-    screen.say(headline(outcome)) if not outcome.passed else screen.note(headline(outcome))
     if not outcome.passed:
+        screen.say(headline(outcome))
         raise typer.Exit(FAILED)
+    screen.note(headline(outcome))
 
 
 def roll_back(
@@ -186,7 +191,7 @@ def _loaded(screen: Screen, model: str, dtype: o.Dtype, threads: int | None, off
 
 
 def _prompts(
-    llm: LLM, deltas: object, file: Path | None, count: int, seed: int, watch: Callable[[str, int, int], None]
+    llm: LLM, deltas: Deltas, file: Path | None, count: int, seed: int, watch: Callable[[str, int, int], None]
 ) -> list[Prompt]:
     """``count`` of them: from the file, then made like those; without a file made from nothing, the adapter on."""
     from pocketgem.model.lora import attach_, detach_
@@ -197,7 +202,7 @@ def _prompts(
         chosen = random.Random(seed).sample(given, min(count, len(given)))
         found = list(dict.fromkeys(one.ids for one in chosen))
         return found + (more_prompts(llm, given, count - len(found), seed, watch) if len(found) < count else [])
-    attach_(llm.model, deltas)  # type: ignore[arg-type]  # torch's types are imported late here
+    attach_(llm.model, deltas)
     try:
         return free_prompts(llm, count, seed, watch)
     finally:

@@ -115,12 +115,17 @@ class Judge:
 
     def verdict(self, marks: Marks, limits: Limits) -> Verdict:
         """The gate itself."""
-        reasons = []
-        if not marks.kept >= limits.kept:
-            reasons.append(f"{marks.kept:.1%} of the effect is kept, {limits.kept:.0%} is asked for")
-        if not marks.match >= (wanted := limits.match * self.consistency):
-            reasons.append(f"{marks.match:.1%} of the answers are the old ones, {wanted:.1%} is asked for")
-        return Verdict(not reasons, tuple(reasons))
+        return verdict(marks, limits, self.consistency)
+
+
+def verdict(marks: Marks, limits: Limits, consistency: float) -> Verdict:
+    """Whether both marks are what is asked for. A mark that is no number is not."""
+    reasons = []
+    if not marks.kept >= limits.kept:
+        reasons.append(f"{marks.kept:.1%} of the effect is kept, {limits.kept:.0%} is asked for")
+    if not marks.match >= (wanted := limits.match * consistency):
+        reasons.append(f"{marks.match:.1%} of the answers are the old ones, {wanted:.1%} is asked for")
+    return Verdict(not reasons, tuple(reasons))
 
 
 def consistency(capsule: Capsule, answers: Sequence[Answer]) -> float:

@@ -100,6 +100,8 @@ def rebase(
     for a capsule of another adapter or vocabulary, WeightsError where the new base has other shapes.
     """
     clock, limits, settings = Clock(), limits or Limits(), settings or Settings()
+    if (out / ADAPTER).exists():
+        raise InputError(f"{out / ADAPTER}: is there already, from an earlier rebase; move it away, or choose another")
     adapter = open_adapter(folder, _experts(llm))
     source = capsule or folder / FILE
     recorded = _checked(load_capsule(source), adapter, llm, source)
