@@ -7,7 +7,6 @@ merged        another task's adapter merged into it
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from pocketgem.tune.data import Example
 from pocketgem.tune.loss import loss_of
 
 STEPS, BATCH, LENGTH, RATE = 30, 4, 64, 1e-4
+FAR = 6.0
 HELD = 16  # pieces of text that are only measured
 
 
@@ -58,6 +58,17 @@ def write_trained(old: str, target: Path) -> dict[str, object]:
     after = _perplexity(llm.model, held)
     _write(old, target, _changed(llm.model))
     return {"steps": STEPS, "perplexity": [before, after], "losses": losses, "rate": RATE}
+
+
+def write_far(old: str, trained: str, target: Path) -> dict[str, object]:
+    """Beyond the trained base, on the line from the old one."""
+    llm = LLM.load(old, dtype=torch.float32, kept=0)
+    before = _perplexity(llm.model, _pieces(llm)[:HELD])
+    other = dict(LLM.load(trained, dtype=torch.float32, kept=0).model.named_parameters())
+    for name, weight in _matrices(llm.model):
+        weight.data.lerp_(other[name].data, FAR)
+    _write(old, target, _changed(llm.model))
+    return {"factor": FAR, "perplexity": [before, _perplexity(llm.model, _pieces(llm)[:HELD])]}
 
 
 def _pieces(llm: LLM) -> list[Example]:
@@ -128,7 +139,3 @@ def drift_of(old: str, new: str) -> dict[str, float]:
 
 def _matrices(model: Gemma) -> list[tuple[str, Tensor]]:
     return [(name, w) for name, w in model.named_parameters() if name.startswith("layers.") and w.ndim == 2]
-
-
-def describe(facts: Mapping[str, object]) -> str:
-    return json.dumps(facts, indent=1)

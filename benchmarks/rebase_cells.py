@@ -40,6 +40,7 @@ from pocketgem.tune.recipe import Recipe, plan_training
 OLD = "gemma-3-270m"
 ADAPTERS = ("call", "fields", "date")
 UPDATES = ("trained", "requantised", "merged")
+FAR = "far"  # beside these: see ``rebase_bases.py``
 RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=4, learning_rate=1e-3, seed=1)
 LEARNED, HELD = 400, 64  # examples
 PROMPTS, SEEDS = 128, 8  # of a capsule; how many of these are given where the base makes the rest
@@ -96,7 +97,8 @@ def cells() -> list[Cell]:
     found.append(Cell("base-merged", ("tune-shout-old",), _merged))
     found += [Cell(f"capsule-{task}", (f"tune-{task}-old",), partial(_capsule, task=task)) for task in ADAPTERS]
     found.append(Cell("capsule-call-made", ("tune-call-old",), partial(_capsule, task="call", made=True)))
-    pairs = [(task, update) for update in UPDATES for task in ADAPTERS]
+    found.append(Cell("base-far", ("base-trained",), _far))
+    pairs = [(task, update) for update in (*UPDATES, FAR) for task in ADAPTERS]
     for task, update in pairs:
         needs = (f"base-{update}", *(f"capsule-{one}" for one in ADAPTERS))
         found.append(Cell(f"case-{task}-{update}", needs, partial(_case, task=task, update=update)))
@@ -116,6 +118,11 @@ def cells() -> list[Cell]:
 def _trained(lab: Lab) -> dict[str, Any]:
     facts = bases.write_trained(OLD, lab.made / "trained")
     return {**facts, "drift": bases.drift_of(OLD, lab.base("trained"))}
+
+
+def _far(lab: Lab) -> dict[str, Any]:
+    facts = bases.write_far(OLD, lab.base("trained"), lab.made / FAR)
+    return {**facts, "drift": bases.drift_of(OLD, lab.base(FAR))}
 
 
 def _requantised(lab: Lab) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.rebase_cells import ADAPTERS, UPDATES, Lab
+from benchmarks.rebase_cells import ADAPTERS, FAR, UPDATES, Lab
 
 BAR = 0.90  # of the retrained adapter's gain: from here on a candidate is good, and the gate should take it
 WAYS = ("copy", "reuse", "rebase")
@@ -21,7 +21,12 @@ def report(lab: Lab) -> None:
     if not cases:
         print("no case is complete yet")
         return
-    found = {"bar": BAR, "cases": cases, "summary": _summary(cases), "gate": _gate(cases), "others": _others(lab)}
+    three = [one for one in cases if one["update"] != FAR]
+    beyond = [one for one in cases if one["update"] == FAR]
+    found = {
+        "bar": BAR, "cases": cases, "summary": _summary(three), "gate": _gate(three), "gate_with_far": _gate(cases),
+        "far": _summary(beyond), "others": _others(lab),
+    }  # fmt: skip
     (lab.folder / "results.json").write_text(json.dumps(found, indent=1))
     text = _table(cases) + "\n" + _prose(found)
     (lab.folder / "results.md").write_text(text)
@@ -30,7 +35,7 @@ def report(lab: Lab) -> None:
 
 
 def _cases(lab: Lab) -> Iterator[dict[str, Any]]:
-    for update in UPDATES:
+    for update in (*UPDATES, FAR):
         for task in ADAPTERS:
             if lab.done(f"case-{task}-{update}") and lab.done(f"tune-{task}-{update}"):
                 yield _case(lab, task, update)
@@ -77,6 +82,8 @@ def _summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
                 }
     for key in ("exact", "nll"):
         values = [one["candidates"][one["chosen"]]["recovered"][key] for one in cases if one["chosen"]]
+        if not values:
+            continue
         found[f"chosen {key}"] = {"median": statistics.median(values), "worst": min(values), "cases": len(values)}
     return found
 
@@ -88,7 +95,7 @@ def _gate(cases: list[dict[str, Any]]) -> dict[str, Any]:
         for one in cases for name, found in one["candidates"].items() if "accepted" in found
     ]  # fmt: skip
     right = [one for one in judged if one["good"] == one["taken"]]
-    return {"judged": judged, "count": len(judged), "right": len(right), "share": len(right) / len(judged)}
+    return {"judged": judged, "count": len(judged), "right": len(right), "share": len(right) / max(1, len(judged))}
 
 
 def _others(lab: Lab) -> dict[str, Any]:
@@ -133,10 +140,12 @@ def _score(score: dict[str, float]) -> str:
 
 def _prose(found: dict[str, Any]) -> str:
     lines = ["Scores: share of held-out answers that are exact (natural-log loss a token).", ""]
-    for name, one in found["summary"].items():
+    named = [*found["summary"].items(), *((f"far: {name}", one) for name, one in found["far"].items())]
+    for name, one in named:
         lines.append(f"- {name}: median {one['median']:.1%}, worst {one['worst']:.1%}, of {one['cases']} cases")
-    gate = found["gate"]
-    lines.append(f"- the gate is right in {gate['right']} of {gate['count']} ({gate['share']:.1%})")
+    for key in ("gate", "gate_with_far"):
+        gate = found[key]
+        lines.append(f"- {key}: right in {gate['right']} of {gate['count']} ({gate['share']:.1%})")
     wrong = [one for one in gate["judged"] if one["good"] != one["taken"]]
     lines += [
         f"  - {one['case']} {one['candidate']}: {'taken' if one['taken'] else 'refused'}, kept {one['kept']:.1%}, "
