@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <unordered_map>
+
 #include "bind.h"
 #include "kernel_set.h"
 #include "layer.h"
@@ -12,10 +14,57 @@ namespace nb = nanobind;
 namespace pocketgem {
 namespace {
 
-// A layer, and the Python objects whose memory it reads.
+// A part of a layer that an adapter may change: its name, its matrix and its place among the changes of a call.
+struct Part {
+    const char* name;
+    const Weight* Layer::* weight;
+    Changes LayerChanges::* changes;
+};
+
+constexpr int kParts = 9;
+constexpr Part kPart[kParts] = {
+    {"q", &Layer::q, &LayerChanges::q},          {"k", &Layer::k, &LayerChanges::k},
+    {"v", &Layer::v, &LayerChanges::v},          {"o", &Layer::o, &LayerChanges::o},
+    {"gate", &Layer::gate, &LayerChanges::gate}, {"up", &Layer::up, &LayerChanges::up},
+    {"down", &Layer::down, &LayerChanges::down}, {"into", &Layer::into, &LayerChanges::into},
+    {"back", &Layer::back, &LayerChanges::back}};
+
+// What one adapter changes of a layer; no rank: nothing of that part.
+struct Adapter {
+    LowRank parts[kParts];
+    nb::dict owners;
+};
+
+// A layer with the adapters that know it, and the Python objects whose memory they read.
 struct OwnedLayer {
     Layer layer;
     nb::dict owners;
+    std::unordered_map<long, Adapter> adapters;
+};
+
+using Segment = std::tuple<long, long, long>;  // start, stop, whose the rows are
+
+// The changes of one call.
+class CallChanges {
+public:
+    CallChanges(const OwnedLayer& owned, const std::vector<Segment>& segments, long rows) {
+        for (const auto& [start, stop, who] : segments) {
+            if (start < 0 || stop < start || stop > rows) throw nb::value_error("layer: changes are outside the rows");
+            const auto found = owned.adapters.find(who);
+            if (found == owned.adapters.end()) continue;  // it changes other layers
+            for (int i = 0; i < kParts; ++i)
+                if (const LowRank& change = found->second.parts[i]; change.rank)
+                    lists_[i].push_back({start, stop, &change});
+        }
+        for (int i = 0; i < kParts; ++i) all_.*kPart[i].changes = view_of(lists_[i]);
+    }
+    CallChanges(const CallChanges&) = delete;
+    CallChanges& operator=(const CallChanges&) = delete;
+    const LayerChanges& all() const { return all_; }
+
+private:
+    std::vector<Change> lists_[kParts];
+    LayerChanges all_;
 };
 
 const Weight* matrix(const nb::dict& parts, const char* name) {
@@ -57,40 +106,69 @@ void make_layer(OwnedLayer* self, nb::dict parts, nb::dict norms, nb::dict numbe
     l.dim = nb::cast<long>(numbers["dim"]), l.window = nb::cast<long>(numbers["window"]);
     l.normed_values = nb::cast<bool>(numbers["normed_values"]);
     check_shapes(l);
-    new (self) OwnedLayer{l, std::move(parts)};
+    new (self) OwnedLayer{l, std::move(parts), {}};
+}
+
+// parts: LowRank by name. What was known under this number before is forgotten.
+void put_adapter(OwnedLayer& owned, long who, nb::dict parts) {
+    Adapter adapter;
+    std::size_t known = 0;
+    for (int i = 0; i < kParts; ++i) {
+        if (!parts.contains(kPart[i].name)) continue;
+        const auto& change = nb::cast<const OwnedLowRank&>(parts[kPart[i].name]);
+        const Weight* weight = owned.layer.*kPart[i].weight;
+        if (!weight || weight->layout.rows != change.rows || weight->layout.cols != change.cols)
+            throw nb::value_error("Layer: a change does not fit its matrix");
+        adapter.parts[i] = change.change;
+        ++known;
+    }
+    if (known != parts.size()) throw nb::value_error("Layer: a change of a part that it does not have");
+    adapter.owners = std::move(parts);
+    owned.adapters.insert_or_assign(who, std::move(adapter));
 }
 
 void keys(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin,
-          const std::vector<WriteSpan>& spans) {
+          const std::vector<WriteSpan>& spans, const std::vector<Segment>& segments) {
     if (!owned.layer.k) throw nb::value_error("layer_keys: this layer reads another's keys");
     const std::vector<KeyTarget> targets = targets_of(spans, rows);
+    const CallChanges changes(owned, segments, rows);
     nb::gil_scoped_release unlocked;
     write_layer_keys(k, owned.layer, at<const float>(x), rows, {at<const float>(cos), at<const float>(sin)},
-                     targets.data(), static_cast<long>(targets.size()));
+                     targets.data(), static_cast<long>(targets.size()), changes.all());
 }
 
-void attention(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,
-               Address last, const std::vector<ReadSpan>& spans, Address out) {
+void attend(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,
+            Address last, const std::vector<ReadSpan>& spans, const LayerChanges& changes, Address out) {
     const std::vector<KeySpan> seen = spans_of(spans, rows);
     nb::gil_scoped_release unlocked;
     attend_layer(k, owned.layer, at<const float>(x), rows, {at<const float>(cos), at<const float>(sin)},
                  {at<const std::int64_t>(positions), at<const std::int64_t>(last)}, seen.data(),
-                 static_cast<long>(seen.size()), at<float>(out));
+                 static_cast<long>(seen.size()), at<float>(out), changes);
+}
+
+void attention(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,
+               Address last, const std::vector<ReadSpan>& spans, Address out, const std::vector<Segment>& segments) {
+    const CallChanges changes(owned, segments, rows);
+    attend(k, owned, x, rows, cos, sin, positions, last, spans, changes.all(), out);
 }
 
 void whole(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address cos, Address sin, Address positions,
-           Address last, const std::vector<ReadSpan>& spans, Address vectors, long stride, Address out) {
+           Address last, const std::vector<ReadSpan>& spans, Address vectors, long stride, Address out,
+           const std::vector<Segment>& segments) {
     if (owned.layer.into && !vectors) throw nb::value_error("layer: this layer takes a vector for each row");
-    attention(k, owned, x, rows, cos, sin, positions, last, spans, out);
+    const CallChanges changes(owned, segments, rows);
+    attend(k, owned, x, rows, cos, sin, positions, last, spans, changes.all(), out);
     nb::gil_scoped_release unlocked;
-    feed_forward(k, owned.layer, at<float>(out), rows, at<const float>(vectors), stride);
+    feed_forward(k, owned.layer, at<float>(out), rows, at<const float>(vectors), stride, changes.all());
 }
 
 }  // namespace
 
 void bind_layer(nb::module_& module) {
     nb::class_<OwnedLayer>(module, "Layer", "One decoder layer's matrices, norms and numbers.")
-        .def("__init__", &make_layer, nb::arg("parts"), nb::arg("norms"), nb::arg("numbers"));
+        .def("__init__", &make_layer, nb::arg("parts"), nb::arg("norms"), nb::arg("numbers"))
+        .def("put", &put_adapter, nb::arg("who"), nb::arg("parts"))
+        .def("drop", [](OwnedLayer& owned, long who) { owned.adapters.erase(who); }, nb::arg("who"));
     module.def("layer_keys", &keys);
     module.def("layer_attention", &attention);
     module.def("layer", &whole);

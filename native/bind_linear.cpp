@@ -52,15 +52,26 @@ void make_weight(OwnedWeight* self, const std::string& type, long rows, long col
     new (self) OwnedWeight{weight, std::move(owner)};
 }
 
+// a, b: addresses of float16 numbers as lowrank.h has them.
+void make_low_rank(OwnedLowRank* self, long rank, long rows, long cols, Address a, Address b, float scale,
+                   nb::object owner) {
+    if (rank < 1 || rank % kRanks || rows < 1 || cols < 1) throw nb::value_error("LowRank: no change looks like this");
+    new (self) OwnedLowRank{
+        {at<const std::uint16_t>(a), at<const std::uint16_t>(b), rank, scale}, rows, cols, std::move(owner)};
+}
+
 Rows rows_of(Address x, long rows, const OwnedWeight& weight, Address norm, float eps) {
     return {at<const float>(x), rows, weight.weight.layout.cols, at<const float>(norm), eps};
 }
 
-void linear_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& weight, Address out) {
+void linear_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& weight, Address out,
+                const std::vector<RowChange>& given) {
+    const std::vector<Change> changes = changes_of(given, rows, weight.weight.layout.rows, weight.weight.layout.cols);
     nb::gil_scoped_release unlocked;
     const Weight* weights[] = {&weight.weight};
     float* outs[] = {at<float>(out)};
-    linear(k, rows_of(x, rows, weight, norm, eps), weights, outs, 1);
+    const Changes all = view_of(changes);
+    linear(k, rows_of(x, rows, weight, norm, eps), weights, outs, 1, &all);
 }
 
 void fine_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& weight, Address out) {
@@ -86,11 +97,16 @@ void linear_many(Kernels& k, Address x, long rows, Address norm, float eps, nb::
 }
 
 void geglu_one(Kernels& k, Address x, long rows, Address norm, float eps, const OwnedWeight& gate,
-               const OwnedWeight& up, Address out) {
+               const OwnedWeight& up, Address out, const std::vector<RowChange>& of_gate,
+               const std::vector<RowChange>& of_up) {
     if (gate.weight.layout.rows != up.weight.layout.rows || gate.weight.layout.cols != up.weight.layout.cols)
         throw nb::value_error("geglu_linear: gate and up differ in shape");
+    const long width = gate.weight.layout.rows, cols = gate.weight.layout.cols;
+    const std::vector<Change> opened = changes_of(of_gate, rows, width, cols);
+    const std::vector<Change> raised = changes_of(of_up, rows, width, cols);
     nb::gil_scoped_release unlocked;
-    geglu_linear(k, rows_of(x, rows, gate, norm, eps), gate.weight, up.weight, at<float>(out));
+    const Changes both[] = {view_of(opened), view_of(raised)};
+    geglu_linear(k, rows_of(x, rows, gate, norm, eps), gate.weight, up.weight, at<float>(out), both);
 }
 
 void gated_one(Kernels& k, Address x, long rows, const OwnedWeight& weight, Address vectors, long stride, Address out) {
@@ -103,6 +119,13 @@ void add_one(Kernels& k, Address x, long rows, const OwnedWeight& weight, Addres
     nb::gil_scoped_release unlocked;
     add_linear(k, rows_of(x, rows, weight, 0, 0), weight.weight, at<const float>(post_norm), eps, factor,
                at<const float>(residual), at<float>(out));
+}
+
+void change_one(Kernels& k, Address x, long rows, long cols, long outputs, Address out,
+                const std::vector<RowChange>& given) {
+    const std::vector<Change> changes = changes_of(given, rows, outputs, cols);
+    nb::gil_scoped_release unlocked;
+    change_rows(k, {at<const float>(x), rows, cols, nullptr, 0}, outputs, at<float>(out), view_of(changes));
 }
 
 }  // namespace
@@ -127,6 +150,10 @@ void bind_linear(nb::module_& module) {
              nb::arg("size"), nb::arg("owner"))
         .def_prop_ro("rows", [](const OwnedWeight& w) { return w.weight.layout.rows; })
         .def_prop_ro("cols", [](const OwnedWeight& w) { return w.weight.layout.cols; });
+    nb::class_<OwnedLowRank>(module, "LowRank", "A low-rank change of a matrix; keeps the memory's owner alive.")
+        .def("__init__", &make_low_rank, nb::arg("rank"), nb::arg("rows"), nb::arg("cols"), nb::arg("a"), nb::arg("b"),
+             nb::arg("scale"), nb::arg("owner"));
+    module.def("change_rows", &change_one);
     module.def("linear", &linear_one);
     module.def("fine_linear", &fine_one);
     module.def("linears", &linear_many);

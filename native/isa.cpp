@@ -13,6 +13,7 @@
 #include "quantize.inl"
 #include "matmul.inl"
 #include "dense.inl"
+#include "lowrank.inl"
 #include "attention.inl"
 
 #ifdef POCKETGEM_UNIT
@@ -35,6 +36,6 @@ namespace pocketgem {
 #define POCKETGEM_NAME(isa) POCKETGEM_JOIN(isa, _set)
 
 extern const KernelSet POCKETGEM_NAME(POCKETGEM_ISA);
-const KernelSet POCKETGEM_NAME(POCKETGEM_ISA) = {POCKETGEM_ISA_NAME, kProducts, kAttention, kElement, kTrial};
+const KernelSet POCKETGEM_NAME(POCKETGEM_ISA) = {POCKETGEM_ISA_NAME, kProducts, kAttention, kElement, kLowRank, kTrial};
 
 }  // namespace pocketgem

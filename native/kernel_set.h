@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "lowrank.h"
 #include "matmul.h"
 #include "pool.h"
 
@@ -22,6 +23,7 @@ struct KernelSet {
     MatmulKernels matmul;
     AttentionKernels attention;
     ElementKernels element;
+    LowRankKernels lowrank;
     Trial trial;  // for trial.h; null where the processor's word is enough
 };
 
@@ -79,7 +81,7 @@ struct Kernels {
     const KernelSet& set;
     Lender scratch;                                          // for tasks
     Buffer normed, quants, scales, sums16, sums32, product;  // for the call
-    Buffer corrections[3];                                   // the same, for each matrix of one
+    Buffer corrections[3], low[3];                           // the same, for each matrix of one
     Buffer layer[2];                                         // between the calls of a layer
 };
 

@@ -12,37 +12,42 @@ float* rows_in(Buffer& buffer, long rows, long width) {
 }  // namespace
 
 void write_layer_keys(Kernels& k, const Layer& l, const float* x, long rows, const Angles& angles,
-                      const KeyTarget* targets, long count) {
+                      const KeyTarget* targets, long count, const LayerChanges& c) {
     const long width = l.k->layout.rows;
     float* keys = rows_in(k.layer[0], rows, width);
     float* values = l.v ? rows_in(k.layer[1], rows, width) : keys;
     const Weight* weights[] = {l.k, l.v};
     float* outs[] = {keys, values};
-    linear(k, {x, rows, l.k->layout.cols, l.entry, l.eps}, weights, outs, l.v ? 2 : 1);
+    const Changes changes[] = {c.k, c.v};
+    linear(k, {x, rows, l.k->layout.cols, l.entry, l.eps}, weights, outs, l.v ? 2 : 1, changes);
     write_keys(k, {keys, values, l.k_norm, l.eps, l.normed_values, angles.cos, angles.sin, l.kv_heads, l.dim}, targets,
                count);
 }
 
 void attend_layer(Kernels& k, const Layer& l, const float* x, long rows, const Angles& angles, const Sight& sight,
-                  const KeySpan* spans, long count, float* out) {
+                  const KeySpan* spans, long count, float* out, const LayerChanges& c) {
     const long width = l.q->layout.rows;
     float* q = rows_in(k.layer[0], rows, width);
     float* seen = rows_in(k.layer[1], rows, width);
-    linear(k, {x, rows, l.q->layout.cols, l.entry, l.eps}, &l.q, &q, 1);
+    linear(k, {x, rows, l.q->layout.cols, l.entry, l.eps}, &l.q, &q, 1, &c.q);
     attend(k, {q, l.q_norm, l.eps, angles.cos, angles.sin, sight, l.heads, l.kv_heads, l.dim, l.window, l.scale, seen},
            spans, count);
-    add_linear(k, {seen, rows, width, nullptr, 0}, *l.o, l.after_attention, l.eps, 1.0f, x, out);
+    add_linear(k, {seen, rows, width, nullptr, 0}, *l.o, l.after_attention, l.eps, 1.0f, x, out, &c.o);
 }
 
-void feed_forward(Kernels& k, const Layer& l, float* x, long rows, const float* vectors, long stride) {
+void feed_forward(Kernels& k, const Layer& l, float* x, long rows, const float* vectors, long stride,
+                  const LayerChanges& c) {
     const long hidden = l.gate->layout.cols, width = l.gate->layout.rows;
     float* inner = rows_in(k.layer[0], rows, width);
-    geglu_linear(k, {x, rows, hidden, l.before_mlp, l.eps}, *l.gate, *l.up, inner);
-    add_linear(k, {inner, rows, width, nullptr, 0}, *l.down, l.after_mlp, l.eps, l.into ? 1.0f : l.factor, x, x);
+    const Changes opened[] = {c.gate, c.up};
+    geglu_linear(k, {x, rows, hidden, l.before_mlp, l.eps}, *l.gate, *l.up, inner, opened);
+    add_linear(k, {inner, rows, width, nullptr, 0}, *l.down, l.after_mlp, l.eps, l.into ? 1.0f : l.factor, x, x,
+               &c.down);
     if (!l.into) return;
     float* gated = rows_in(k.layer[0], rows, l.into->layout.rows);
-    gated_linear(k, {x, rows, hidden, nullptr, 0}, *l.into, vectors, stride, gated);
-    add_linear(k, {gated, rows, l.into->layout.rows, nullptr, 0}, *l.back, l.after_vector, l.eps, l.factor, x, x);
+    gated_linear(k, {x, rows, hidden, nullptr, 0}, *l.into, vectors, stride, gated, &c.into);
+    add_linear(k, {gated, rows, l.into->layout.rows, nullptr, 0}, *l.back, l.after_vector, l.eps, l.factor, x, x,
+               &c.back);
 }
 
 }  // namespace pocketgem

@@ -20,6 +20,11 @@ struct Layer {
     bool normed_values = false;
 };
 
+// What adapters change of a layer in one call, each matrix by itself.
+struct LayerChanges {
+    Changes q, k, v, o, gate, up, down, into, back;
+};
+
 // What the rows of a call have beside themselves.
 struct Angles {
     const float *cos, *sin;  // [rows, dim / 2]
@@ -27,14 +32,15 @@ struct Angles {
 
 // Projects the residual rows x [rows, hidden] and stores their keys and values.
 void write_layer_keys(Kernels& kernels, const Layer& layer, const float* x, long rows, const Angles& angles,
-                      const KeyTarget* targets, long count);
+                      const KeyTarget* targets, long count, const LayerChanges& changes = {});
 
 // out = x + norm(attention(norm(x))); out may be x.
 void attend_layer(Kernels& kernels, const Layer& layer, const float* x, long rows, const Angles& angles,
-                  const Sight& sight, const KeySpan* spans, long count, float* out);
+                  const Sight& sight, const KeySpan* spans, long count, float* out, const LayerChanges& changes = {});
 
 // x = (x + norm(mlp(norm(x)))) * factor, in place; where the layer has a vector [rows] `stride` floats apart, it comes
 // in between.
-void feed_forward(Kernels& kernels, const Layer& layer, float* x, long rows, const float* vectors, long stride);
+void feed_forward(Kernels& kernels, const Layer& layer, float* x, long rows, const float* vectors, long stride,
+                  const LayerChanges& changes = {});
 
 }  // namespace pocketgem

@@ -16,15 +16,23 @@ void over_panels(Kernels& k, const Job& job, const Body& body) {
     });
 }
 
+// A matrix of the call with what changes its products.
+Job job_at(Kernels& k, const Weight& weight, const Ready& x, int i) {
+    Job job = job_of(k, weight, x, k.corrections[i]);
+    job.changed = x.changed[i];
+    return job;
+}
+
 }  // namespace
 
-void linear(Kernels& k, const Rows& in, const Weight* const* weights, float* const* outs, int count) {
+void linear(Kernels& k, const Rows& in, const Weight* const* weights, float* const* outs, int count,
+            const Changes* changes) {
     const bool packed = std::any_of(weights, weights + count, [](const Weight* w) { return w->packed; });
-    const Ready x = prepare(k, in, packed);
+    const Ready x = prepare(k, in, packed, changes, count);
     Job jobs[kMostWeights];
     long tasks = 0;
     for (int i = 0; i < count; ++i) {
-        jobs[i] = job_of(k, *weights[i], x, k.corrections[i]);
+        jobs[i] = job_at(k, *weights[i], x, i);
         tasks += jobs[i].tasks;
     }
     k.pool.run(tasks, [&](long task) {
@@ -55,18 +63,19 @@ void fine_linear(Kernels& k, const Rows& in, const Weight& weight, float* out) {
     });
 }
 
-void geglu_linear(Kernels& k, const Rows& in, const Weight& gate, const Weight& up, float* out) {
-    const Ready x = prepare(k, in, gate.packed || up.packed);
-    const Job gates = job_of(k, gate, x, k.corrections[0]), ups = job_of(k, up, x, k.corrections[1]);
+void geglu_linear(Kernels& k, const Rows& in, const Weight& gate, const Weight& up, float* out,
+                  const Changes* changes) {
+    const Ready x = prepare(k, in, gate.packed || up.packed, changes, 2);
+    const Job gates = job_at(k, gate, x, 0), ups = job_at(k, up, x, 1);
     over_panels(k, gates, [&](long panel, long end) {
         compute_gated(k, gates, ups, x, panel, end, out + panel * kPanel, gate.layout.rows);
     });
 }
 
 void gated_linear(Kernels& k, const Rows& in, const Weight& weight, const float* vectors, long vector_stride,
-                  float* out) {
-    const Ready x = prepare(k, in, weight.packed);
-    const Job job = job_of(k, weight, x, k.corrections[0]);
+                  float* out, const Changes* changes) {
+    const Ready x = prepare(k, in, weight.packed, changes, 1);
+    const Job job = job_at(k, weight, x, 0);
     over_panels(k, job, [&](long panel, long end) {
         const long column = panel * kPanel, stride = weight.layout.rows;
         compute(k, job, x, panel, end, out + column, stride);
@@ -78,15 +87,24 @@ void gated_linear(Kernels& k, const Rows& in, const Weight& weight, const float*
 }
 
 void add_linear(Kernels& k, const Rows& in, const Weight& weight, const float* post_norm, float eps, float factor,
-                const float* residual, float* out) {
-    const Ready x = prepare(k, in, weight.packed);
+                const float* residual, float* out, const Changes* changes) {
+    const Ready x = prepare(k, in, weight.packed, changes, 1);
     const long width = weight.layout.rows;
     float* product = k.product.of<float>(static_cast<std::size_t>(in.rows * width));
-    const Job job = job_of(k, weight, x, k.corrections[0]);
+    const Job job = job_at(k, weight, x, 0);
     over_panels(k, job, [&](long panel, long end) { compute(k, job, x, panel, end, product + panel * kPanel, width); });
     k.pool.run(in.rows, [&](long r) {
         if (out != residual) std::copy_n(residual + r * width, width, out + r * width);
         k.set.element.add_norm(out + r * width, product + r * width, post_norm, width, eps, factor);
+    });
+}
+
+void change_rows(Kernels& k, const Rows& in, long outputs, float* out, const Changes& changes) {
+    const Ready x = prepare(k, in, false, &changes, 1);
+    const long panels = (outputs + kPanel - 1) / kPanel, each = std::max(1l, panels / (4 * k.pool.threads()));
+    k.pool.run((panels + each - 1) / each, [&](long task) {
+        const long panel = task * each;
+        add_changes(k, x.changed[0], outputs, panel, std::min(panels, panel + each), out + panel * kPanel, outputs);
     });
 }
 

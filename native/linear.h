@@ -26,22 +26,30 @@ struct Rows {
 
 constexpr int kMostWeights = 3;  // matrices of one call
 
+// In each of these calls `changes` says what is added to the products of some rows, before anything else is done with
+// them: null or one for each matrix.
+
 // outs[i] [rows, weights[i].rows] = norm(x) @ weights[i].T
-void linear(Kernels& kernels, const Rows& in, const Weight* const* weights, float* const* outs, int count);
+void linear(Kernels& kernels, const Rows& in, const Weight* const* weights, float* const* outs, int count,
+            const Changes* changes = nullptr);
 
 // out [rows, weight.rows] = x @ weight.T with activations quantised twice as finely: twice the arithmetic, the same
 // memory traffic. For the head, whose rounding reaches the logits undiminished.
 void fine_linear(Kernels& kernels, const Rows& in, const Weight& weight, float* out);
 
 // out [rows, gate.rows] = gelu(norm(x) @ gate.T) * (norm(x) @ up.T)
-void geglu_linear(Kernels& kernels, const Rows& in, const Weight& gate, const Weight& up, float* out);
+void geglu_linear(Kernels& kernels, const Rows& in, const Weight& gate, const Weight& up, float* out,
+                  const Changes* changes = nullptr);
 
 // out [rows, weight.rows] = gelu(norm(x) @ weight.T) * vectors, whose rows are `vector_stride` apart
 void gated_linear(Kernels& kernels, const Rows& in, const Weight& weight, const float* vectors, long vector_stride,
-                  float* out);
+                  float* out, const Changes* changes = nullptr);
 
 // out [rows, weight.rows] = (residual + rms_norm(x @ weight.T) * post_norm) * factor; out may be residual
 void add_linear(Kernels& kernels, const Rows& in, const Weight& weight, const float* post_norm, float eps, float factor,
-                const float* residual, float* out);
+                const float* residual, float* out, const Changes* changes = nullptr);
+
+// out [rows, outputs] += what `changes` add for rows x [rows, cols], to products that were made before.
+void change_rows(Kernels& kernels, const Rows& in, long outputs, float* out, const Changes& changes);
 
 }  // namespace pocketgem

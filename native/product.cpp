@@ -23,21 +23,60 @@ Activations room_for(Kernels& k, long rows, long cols) {
             k.sums32.of<std::int32_t>(size / 32)};
 }
 
-Ready prepare(Kernels& k, const Rows& in, bool packed) {
-    Ready ready{in.x, {}, in.rows, in.cols};
+namespace {
+
+// Room for A x of every matrix that is changed. Returns whether any is.
+bool make_room(Kernels& k, long rows, const Changes* changes, int count, Ready& ready) {
+    bool any = false;
+    for (int i = 0; changes && i < count; ++i) {
+        if (!changes[i].count) continue;
+        long most = 0;
+        for (long c = 0; c < changes[i].count; ++c) most = std::max(most, changes[i].list[c].by->rank);
+        ready.changed[i] = {changes[i], k.low[i].of<float>(static_cast<std::size_t>(rows * most)), most};
+        any = true;
+    }
+    return any;
+}
+
+// A x for those of rows [begin, end) that are changed.
+void lower(Kernels& k, const Ready& ready, long begin, long end) {
+    for (const Changed& changed : ready.changed)
+        for (long c = 0; c < changed.changes.count; ++c) {
+            const Change& change = changed.changes.list[c];
+            const long first = std::max(begin, change.begin), last = std::min(end, change.end);
+            if (first >= last) continue;
+            float* low = const_cast<float*>(changed.low) + first * changed.stride;
+            k.set.lowrank.down(*change.by, ready.floats + first * ready.cols, ready.cols, last - first, low,
+                               changed.stride);
+        }
+}
+
+// Rows a task, where some are changed: enough to share the loads of A, few enough that every thread has some.
+long rows_a_task(const Kernels& k, long rows) { return std::clamp(rows / (4l * k.pool.threads()), 1l, 12l); }
+
+}  // namespace
+
+Ready prepare(Kernels& k, const Rows& in, bool packed, const Changes* changes, int count) {
+    Ready ready{in.x, {}, in.rows, in.cols, {}};
     float* normed = in.norm ? k.normed.of<float>(static_cast<std::size_t>(in.rows * in.cols)) : nullptr;
     if (normed) ready.floats = normed;
     if (packed) ready.quantised = room_for(k, in.rows, in.cols);
-    if (!normed && !packed) return ready;
-    k.pool.run(in.rows, [&](long r) {
-        if (normed) k.set.element.norm(in.x + r * in.cols, in.norm, normed + r * in.cols, in.cols, in.eps);
-        if (packed) k.set.matmul.quantize(ready.floats + r * in.cols, ready.quantised, r);
+    const bool changed = make_room(k, in.rows, changes, count, ready);
+    if (!normed && !packed && !changed) return ready;
+    const long each = changed ? rows_a_task(k, in.rows) : 1;
+    k.pool.run((in.rows + each - 1) / each, [&](long task) {
+        const long begin = task * each, end = std::min(in.rows, begin + each);
+        for (long r = begin; r < end; ++r) {
+            if (normed) k.set.element.norm(in.x + r * in.cols, in.norm, normed + r * in.cols, in.cols, in.eps);
+            if (packed) k.set.matmul.quantize(ready.floats + r * in.cols, ready.quantised, r);
+        }
+        if (changed) lower(k, ready, begin, end);
     });
     return ready;
 }
 
 Ready prepare_fine(Kernels& k, const Rows& in) {
-    Ready ready{in.x, room_for(k, 2 * in.rows, in.cols), 2 * in.rows, in.cols};
+    Ready ready{in.x, room_for(k, 2 * in.rows, in.cols), 2 * in.rows, in.cols, {}};
     float* normed = in.norm ? k.normed.of<float>(static_cast<std::size_t>(in.rows * in.cols)) : nullptr;
     if (normed) ready.floats = normed;
     k.pool.run(in.rows, [&](long r) {
@@ -78,6 +117,15 @@ void tile_task(Kernels& k, const Job& job, const Ready& x, long panel, long pane
 
 }  // namespace
 
+void add_changes(Kernels& k, const Changed& changed, long outputs, long panel, long panel_end, float* out,
+                 long stride) {
+    for (long c = 0; c < changed.changes.count; ++c) {
+        const Change& change = changed.changes.list[c];
+        k.set.lowrank.up(*change.by, changed.low + change.begin * changed.stride, changed.stride, panel, panel_end,
+                         outputs, change.end - change.begin, out + change.begin * stride, stride);
+    }
+}
+
 void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride) {
     const Weight& w = *job.weight;
     if (!w.packed) {
@@ -89,6 +137,7 @@ void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_
     } else {
         tile_task(k, job, x, panel, panel_end, out, stride);
     }
+    add_changes(k, job.changed, w.layout.rows, panel, panel_end, out, stride);
 }
 
 void compute_gated(Kernels& k, const Job& gate, const Job& up, const Ready& x, long panel, long panel_end, float* out,
@@ -143,7 +192,7 @@ void add_corrections(Kernels& k, Job& job, const Ready& x, Buffer& memory) {
 }  // namespace
 
 Job job_of(Kernels& k, const Weight& weight, const Ready& x, Buffer& memory) {
-    Job job{&weight, {}, 1, 0};
+    Job job{&weight, {}, 1, 0, {}};
     cut(k, job, x.rows);
     add_corrections(k, job, x, memory);
     return job;

@@ -6,11 +6,19 @@
 
 namespace pocketgem {
 
+// What changes the products of one matrix: the rows' A x, made beside the activations.
+struct Changed {
+    Changes changes;
+    const float* low = nullptr;  // [rows, stride]
+    long stride = 0;
+};
+
 // Activations ready for products: as floats for plain weights, quantised for packed ones.
 struct Ready {
     const float* floats = nullptr;
     Activations quantised;
     long rows = 0, cols = 0;
+    Changed changed[kMostWeights];
 };
 
 // One matrix of a call: what its products need beside the activations, and how it is cut.
@@ -19,13 +27,15 @@ struct Job {
     Corrections corrections;  // where there are many rows
     long panels_a_task = 1;
     long tasks = 0;
+    Changed changed;
 };
 
 // Buffers for quantised rows.
 Activations room_for(Kernels& kernels, long rows, long cols);
 
-// Norms the rows where asked, and quantises them where a packed matrix will read them.
-Ready prepare(Kernels& kernels, const Rows& in, bool packed);
+// Norms the rows where asked, quantises them where a packed matrix will read them, and multiplies them with the A of
+// what changes the products of `count` matrices.
+Ready prepare(Kernels& kernels, const Rows& in, bool packed, const Changes* changes = nullptr, int count = 0);
 
 // Packed products of twice the rows, which add up in pairs: row r and row in.rows + r. See
 // MatmulKernels::quantize_fine.
@@ -33,6 +43,10 @@ Ready prepare_fine(Kernels& kernels, const Rows& in);
 
 // Plans the product of `rows` rows with a matrix; `memory` holds its corrections until the product is done.
 Job job_of(Kernels& kernels, const Weight& weight, const Ready& x, Buffer& memory);
+
+// Adds what `changed` says to the outputs of panels [panel, panel_end) of a matrix with `outputs` rows.
+void add_changes(Kernels& kernels, const Changed& changed, long outputs, long panel, long panel_end, float* out,
+                 long stride);
 
 // Panels [panel, panel_end) of a matrix times all rows -> out[row * stride + column - panel * 16].
 void compute(Kernels& kernels, const Job& job, const Ready& x, long panel, long panel_end, float* out, long stride);

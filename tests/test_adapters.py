@@ -26,6 +26,7 @@ from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.lora import LowRank, attach_, detach_, merge_, targets
+from tests.adapter_files import made_up, saved
 from tests.test_parity import PROMPT_TOKENS, load, prompt, run
 from tests.twins import BLOCKS, LAYOUTS, Twin, make_twin, oracle_logits
 
@@ -229,6 +230,58 @@ def test_a_config_that_cannot_be_run_is_refused(
     (tmp_path / WEIGHTS).write_bytes((good[1] / WEIGHTS).read_bytes())
     with pytest.raises(error):
         open_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content[:-100], "is it complete"),
+        (lambda content: (1 << 60).to_bytes(8, "little") + content[8:], "not a possible header length"),
+        (lambda content: content.replace(b"data_offsets", b"data_offsetz"), "must have a name and exactly"),
+        (lambda content: b"", "empty"),
+    ],
+    ids=["cut", "huge header", "garbled", "empty"],
+)
+def test_a_damaged_file_is_refused(
+    good: tuple[Path, Path], change: Callable[[bytes], bytes], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / CONFIG).write_bytes((good[1] / CONFIG).read_bytes())
+    (tmp_path / WEIGHTS).write_bytes(change((good[1] / WEIGHTS).read_bytes()))
+    with pytest.raises(FormatError, match=reason):
+        open_adapter(tmp_path)
+
+
+def test_a_pickle_is_not_opened(good: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_bytes((good[1] / CONFIG).read_bytes())
+    (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UnsupportedError, match="can run anything when it is read; save the adapter as safetensors"):
+        open_adapter(tmp_path)
+
+
+def test_missing_experts_are_counted(tmp_path: Path) -> None:
+    model = load(make_twin("26B-A4B", tmp_path / "twin").folder)
+    adapter = saved(made_up(model, choose=lambda name: ".experts." in name), tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS)
+    name = first(tensors, "experts.lora_A")
+    for part, few in ((name, lambda all: all[:-3]), (name.replace("lora_A", "lora_B"), lambda all: all[:, :-3])):
+        tensors[part] = few(tensors[part]).contiguous()
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS)
+    with pytest.raises(WeightsError, match="do not fit 8 experts"):
+        open_adapter(tmp_path / "adapter", 8)
+    with pytest.raises(WeightsError, match="a model without experts"):
+        open_adapter(tmp_path / "adapter")
+    assert adapter.rank == 3
+
+
+def test_an_activated_adapter_says_from_where_on(good: tuple[Path, Path], tmp_path: Path) -> None:
+    config = json.loads((good[1] / CONFIG).read_text())
+    (tmp_path / WEIGHTS).write_bytes((good[1] / WEIGHTS).read_bytes())
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "alora_invocation_tokens": [7, 8, 9]}))
+    assert open_adapter(tmp_path).invocation == (7, 8, 9)
+    for wrong in ([1.5], [-1], "all", [1] * 5000):
+        (tmp_path / CONFIG).write_text(json.dumps({**config, "alora_invocation_tokens": wrong}))
+        with pytest.raises(FormatError):
+            open_adapter(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

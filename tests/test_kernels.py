@@ -297,3 +297,51 @@ def test_experts_of_different_types_are_refused(compute: Compute) -> None:
                 compute.stack(*stacks)
     for _ in range(200):  # of memory that was used before
         compute.stack([compute.plain(torch.ones(32, 32)) for _ in range(2)], [wide] * 2, [wide] * 2)
+
+
+def low_rank(rank: int, cols: int, out: int) -> tuple[Tensor, Tensor, float]:
+    """Numbers over many powers of two, as bfloat16 has them: the kernels keep those unrounded."""
+    a, b = (torch.randn(shape) * 10 ** torch.empty(shape).uniform_(-3, 0) for shape in ((rank, cols), (out, rank)))
+    return a.bfloat16().float(), b.bfloat16().float(), 0.37
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("rank", [1, 4, 13])
+@pytest.mark.parametrize(("cols", "out"), [(32, 16), (96, 50), (40, 7)])
+def test_low_rank_changes_equal_their_twin(compute: Compute, rank: int, cols: int, out: int) -> None:
+    """Each row by its own adapter or by none; the same bits whoever comes with it."""
+    changes = [low_rank(rank + 3 * i, cols, out) for i in range(3)]
+    packed = [compute.low_rank(*change) for change in changes]
+    x, before = torch.randn(29, cols), torch.randn(29, out)
+    runs = [(0, 1, 0), (2, 9, 1), (9, 11, 0), (13, 29, 2)]
+    found = compute.change_(before.clone(), x, [(start, stop, packed[who]) for start, stop, who in runs])
+    expected = before.double()
+    for start, stop, who in runs:
+        a, b, scale = changes[who]
+        expected[start:stop] += scale * (x[start:stop].double() @ a.double().T @ b.double().T)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for row in (1, 11, 12):
+        assert torch.equal(found[row], before[row]), "a row of nobody was changed"
+    for row, who in ((0, 0), (5, 1), (10, 0), (28, 2)):
+        alone = compute.change_(before[row : row + 1].clone(), x[row : row + 1].clone(), [(0, 1, packed[who])])
+        assert torch.equal(alone[0], found[row])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("rows", [2, 13, 45])
+def test_changed_products_equal_their_twin(compute: Compute, rows: int) -> None:
+    """What is added before the gate, to normed rows."""
+    gate, up = (Matrix(compute, StoredType.Q4_0, 70, 96) for _ in range(2))
+    x, norm = torch.randn(rows, 96) * 3, Norm(torch.rand(96) + 0.5, 1e-6)
+    entered = ops.rms_norm(x, norm.weight, norm.eps)
+    kept = [low_rank(8, 96, 70), low_rank(5, 96, 70)]
+    one, two = (compute.low_rank(*change) for change in kept)
+    opened, raised = (seen(entered, StoredType.Q4_0) @ matrix.values.T for matrix in (gate, up))
+    for products, (a, b, scale) in zip((opened, raised), kept, strict=True):
+        products[1:] += scale * (entered[1:].double() @ a.double().T @ b.double().T)
+    found = compute.geglu(x, gate.weight, up.weight, norm, ([(1, rows, one)], [(1, rows, two)]))
+    close(found, F.gelu(opened, approximate="tanh") * raised)
+    assert torch.equal(found[:1], compute.geglu(x[:1].contiguous(), gate.weight, up.weight, norm))
+    plain = compute.linear(x, gate.weight, norm)
+    changed = compute.linear(x, gate.weight, norm, [(1, rows, one)])
+    close(changed, torch.cat((plain[:1].double(), opened[1:])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -368,9 +367,7 @@ def test_a_client_that_leaves_frees_its_place(server: Running, stream: bool) -> 
     sock.sendall(post_head("/v1/completions", len(body)) + body)
     wait_for(lambda: server.service("twin").running == 3)
     sock.close()
-    began = time.monotonic()
     wait_for(server.idle)
-    assert time.monotonic() - began < 1
     wait_for(lambda: any(line.get("ended") == "client gone" for line in server.lines))
 
 
@@ -425,9 +422,8 @@ def test_too_often_is_told_when_to_come_back(twin: LLM) -> None:
 def test_too_many_at_once_are_told_at_once(twin: LLM) -> None:
     with running({"twin": twin}, Settings(port=0, max_requests=1)) as server:
         with busy(server, "twin"):
-            began = time.monotonic()
             refused = server.http.post("/v1/completions", json={"prompt": "a"})
-            assert time.monotonic() - began < 0.5
+            assert server.service("twin").running == 1  # it did not wait for the other's end
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         wait_for(server.idle)
         assert server.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200

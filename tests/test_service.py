@@ -252,12 +252,22 @@ async def test_synchronous_calls_go_on_beside_it(service: Service, llm: LLM, alo
 
 
 async def test_the_event_loop_never_waits_for_a_step(service: Service, llm: LLM) -> None:
-    with llm.flights.lock:  # a step that takes its time
-        began = time.monotonic()
-        run = service.submit(request(1))
-        service.end(run)
-        held = service.held, service.running, service.waiting, service.last_step_age
-        assert time.monotonic() - began < 5.0
+    begun, enough = threading.Event(), threading.Event()
+
+    def step() -> None:  # one that takes its time
+        with llm.flights.lock:
+            begun.set()
+            enough.wait(60)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    begun.wait()
+    run = service.submit(request(1))
+    service.end(run)
+    held = service.held, service.running, service.waiting, service.last_step_age
+    assert thread.is_alive()  # the step is not over: nothing here waited for it
+    enough.set()
+    thread.join()
     assert held[2] == 1
     await until(lambda: run.sequence.finish is not None)
 

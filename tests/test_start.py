@@ -70,7 +70,15 @@ def chat(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["info", "-h"], ["synth", "--help"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["info", "-h"],
+        ["synth", "--help"],
+        ["adapters", "merge", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     ran = run(*arguments)

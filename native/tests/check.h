@@ -96,6 +96,7 @@ void check_quantize(const KernelSet& set, Report& report);
 void check_matmul(const KernelSet& set, Report& report, bool quick);
 void check_dense(const KernelSet& set, Report& report);
 void check_linear(const KernelSet& set, Report& report, bool quick);
+void check_lowrank(const KernelSet& set, Report& report);
 void check_experts(const KernelSet& set, Report& report, bool quick);
 void check_elements(const KernelSet& set, Report& report);
 void check_attention(const KernelSet& set, Report& report, bool quick);

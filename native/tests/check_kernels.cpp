@@ -1,5 +1,6 @@
 // Checks every kernel against a slow reference, without Python:
-//   check_kernels [--sets a,b] [--only pool|trial|quantize|matmul|dense|linear|experts|elements|attention] [--quick]
+//   check_kernels [--sets a,b] [--only pool|trial|quantize|matmul|dense|lowrank|linear|experts|elements|attention]
+//   [--quick]
 // Without --sets: all of this build that this processor runs. Exits with 1 where a check failed, 2 for a wrong option.
 #include <cstdlib>
 #include <string_view>
@@ -78,6 +79,7 @@ void check_set(const KernelSet& set, const Options& options, Report& report) {
     if (wanted("quantize")) check_quantize(set, report);
     if (wanted("matmul")) check_matmul(set, report, options.quick);
     if (wanted("dense")) check_dense(set, report);
+    if (wanted("lowrank")) check_lowrank(set, report);
     if (wanted("elements")) check_elements(set, report);
     if (wanted("linear")) check_linear(set, report, options.quick);
     if (wanted("experts")) check_experts(set, report, options.quick);

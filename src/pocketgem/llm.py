@@ -6,6 +6,7 @@
                                   messages may hold images, sounds and videos: docs/media.md
     .score(text)                  how probable the model finds a text, token by token
     .tokenize / .detokenize       text <-> ids
+    .adapters                     adapters that calls can name, adapter="NAME": docs/many-adapters.md
 
 The streaming form is the real one; the other is a fold over it.
 """
@@ -21,6 +22,10 @@ from typing import Any
 import torch
 
 from pocketgem import kernels
+from pocketgem.adapters.base import Base
+from pocketgem.adapters.dialect import read_dialect
+from pocketgem.adapters.wardrobe import USUAL_BUDGET, Lease, Wardrobe, Worn
+from pocketgem.adapters.where import where_is
 from pocketgem.answers import Completion, Finished, Piece, Reply, Score, fold, fold_events
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, tower_files
 from pocketgem.checkpoint.mmproj import with_mmproj
@@ -39,9 +44,10 @@ from pocketgem.memory.experts import ExpertUse
 from pocketgem.memory.place import Place
 from pocketgem.memory.plan import Plan
 from pocketgem.model.gemma import Gemma
+from pocketgem.model.mix import NOBODY
 from pocketgem.model.quant import store_of
 from pocketgem.model.towers import Towers
-from pocketgem.opening import Attached, Wishes, bytes_of, engine_of, opened, past_folder
+from pocketgem.opening import Wishes, bytes_of, engine_of, opened, past_folder
 from pocketgem.parts import defaults_of, nameless_ids, template_of
 from pocketgem.reader import ChatReader, TextReader
 from pocketgem.senses import Senses
@@ -75,23 +81,33 @@ class LLM:
         folder: PastFolder | None = None,
         decoder: Decoder | None = None,
         image_budget: Budget = "auto",
-        attached: Attached | None = None,
+        adapter_memory: int = USUAL_BUDGET,
+        allow_drift: bool = False,
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
         kept, folder: bytes for pasts in memory, and where they lie on disk; decoder, image_budget: see ``load``.
-        attached: the adapter that is on the model.
+        adapter_memory: bytes for adapters that requests name; allow_drift: see ``load``.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
-        self.attached = attached
         self.engine = engine_of(model, tokenizer, context, plan, kept, folder)
         self.defaults = defaults_of(checkpoint, tokenizer)
         self.flights = Flights(self.engine)
+        self.adapters = Wardrobe(
+            model,
+            self.flights.lock,
+            find=where_is,
+            budget=adapter_memory,
+            base=Base(checkpoint, tokenizer),
+            allow_drift=allow_drift,
+        )
+        self._worn: Lease | None = None  # what requests have on that name no adapter
+        self._taught: set[str] = set()  # adapters whose names for tokens the tokenizer knows
         towers = Towers.of(checkpoint)  # nothing of them is read until something is to be seen or heard
         self.senses = Senses(towers, checkpoint.config, tokenizer, decoder, budget=image_budget)
         self._numbers = count()
-        self._chat: Chat | None = None
+        self._chats: dict[str | None, Chat] = {}  # by the template that an adapter brings
         self.grammars = Grammars(tokenizer)  # empty until the first answer that must have a form
         self._mapped = files
         self._nameless = nameless_ids(checkpoint, tokenizer)
@@ -115,6 +131,8 @@ class LLM:
         cache_dir: str | Path | None = None,
         cache_size: int | str = CACHE_SIZE,
         adapter: str | Path | None = None,
+        adapter_memory: int | str = USUAL_BUDGET,
+        allow_drift: bool = False,
         mmproj: str | Path | None = None,
         image_budget: Budget = "auto",
         media: Collection[str] = (),
@@ -148,8 +166,11 @@ class LLM:
                 past, where that takes more).
             cache_dir: a folder, of this person alone, that keeps pasts from one run to the next, in ``cache_size``
                 bytes at most. What was said can be read from it.
-            adapter: a folder with an adapter in PEFT's format; it is proved to change the model's answers, and
-                ``attached`` says how much. Over packed weights fused layers are taken apart for it, which costs speed.
+            adapter: an adapter for all requests that name none: a folder in PEFT's format, or the name of one that is
+                registered or shipped. It is compared with this model by its manifest, where it has one, and proved to
+                change the model's answers; ``attached`` says how much.
+            adapter_memory: bytes, or a text such as "1GiB", for adapters that requests name (``adapters``).
+            allow_drift: put adapters on a model that changed since they were made, which is refused otherwise.
             mmproj: a GGUF file with the towers of a model that is itself a GGUF file.
             image_budget: tokens for an image whose message names none, 70, 140, 280, 560 or 1120; "auto" takes the
                 fewest that lose no detail.
@@ -178,13 +199,14 @@ class LLM:
                 memory,
                 sequences,
                 frozenset(media),
-                None if adapter is None else Path(adapter),
+                None if adapter is None else where_is(adapter),
             ),
             progress,
         )
         size = None if kept is None else bytes_of(kept, "kept", 0)
+        room = bytes_of(adapter_memory, "adapter_memory")
         folder = None if cache_dir is None else past_folder(found, Path(cache_dir), bytes_of(cache_size, "cache_size"))
-        return cls(
+        llm = cls(
             found.model,
             found.tokenizer,
             found.checkpoint,
@@ -195,14 +217,46 @@ class LLM:
             folder=folder,
             decoder=decoder,
             image_budget=image_budget,
-            attached=found.attached,
+            adapter_memory=room,
+            allow_drift=allow_drift,
         )
+        if adapter is not None:
+            llm.wear(adapter)
+        return llm
 
     @property
     def expert_use(self) -> ExpertUse | None:
         """What the expert cache did since loading: hits, bytes read, time waited. None without ``expert_memory``."""
         store = store_of(self.model)
         return None if store is None else store.use
+
+    # ---- adapters --------------------------------------------------------------------------------------------------
+
+    def wear(self, adapter: str | Path | None) -> None:
+        """Have all requests that name no adapter answered with this one; None: by the base. See ``Wardrobe.take``."""
+        self._worn = None if adapter is None else self._taken(adapter)
+
+    @property
+    def attached(self) -> Worn | None:
+        """The adapter of requests that name none."""
+        return None if self._worn is None else self._worn.worn
+
+    def _lease(self, adapter: str | Path | None) -> Lease | None:
+        """Of a request. Raises what ``Wardrobe.take`` does."""
+        if adapter is None:
+            return self._worn
+        return self._taken(adapter) if adapter != "" else None
+
+    def _taken(self, adapter: str | Path) -> Lease:
+        """An adapter, whose names for reserved tokens stay: without it the model means nothing by them."""
+        lease = self.adapters.take(adapter)
+        if lease.worn.identity not in self._taught:
+            named = self.tokenizer.renamed(lease.worn.dialect.names)
+            if named.special_tokens != self.tokenizer.special_tokens:
+                self.tokenizer, self.grammars = named, Grammars(named)
+                self._chats.clear()
+            self._taught.add(lease.worn.identity)
+        return lease
 
     # ---- text ------------------------------------------------------------------------------------------------------
 
@@ -221,6 +275,7 @@ class LLM:
         on_prefill: Progress | None = None,
         params: SamplingParams | None = None,
         format: Format | None = None,
+        adapter: str | Path | None = None,
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Continue a text, yielding pieces as they come. Leaving the loop early ends the request and frees its cache.
@@ -231,9 +286,12 @@ class LLM:
             params: all sampling options; or give them by name over the checkpoint's own defaults: temperature, top_k,
                 top_p, min_p, seed, max_tokens, stop, logprobs, ... (see SamplingParams).
             format: what the continuation must be, JsonObject(), JsonSchema(schema) or Regex(pattern).
+            adapter: a name that was offered (``adapters``) or a folder: who answers this. None: as ``load`` was told;
+                "": the base.
         Raises PromptError for an empty or over-long prompt, for options out of range and for a format that is wrong.
         """
-        return self._continue(self._request(prompt, self._params(params, sampling), Shape(format=format)), on_prefill)
+        made = self._params(params, sampling)
+        return self._continue(self._request(prompt, made, Shape(format=format), lease=self._lease(adapter)), on_prefill)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a text and return the whole: a fold over ``stream``, with the same arguments."""
@@ -245,11 +303,21 @@ class LLM:
         *,
         params: SamplingParams | None = None,
         format: Format | None = None,
+        adapter: str | Path | Sequence[str | Path | None] | None = None,
         **sampling: Any,
     ) -> list[Completion]:
-        """Continue several texts side by side, batched through the model; answers in the prompts' order."""
+        """Continue several texts side by side, batched through the model; answers in the prompts' order.
+
+        adapter: one for all, or one for each. Raises PromptError as ``stream`` does.
+        """
         params, shape = self._params(params, sampling), Shape(format=format)
-        requests = [self._request(prompt, params, shape) for prompt in prompts]  # all are good, or none starts
+        each = [adapter] * len(prompts) if isinstance(adapter, str | Path | None) else list(adapter)
+        if len(each) != len(prompts):
+            raise PromptError(f"{len(each)} adapters for {len(prompts)} prompts; give one for all, or one for each")
+        leases = [self._lease(one) for one in each]
+        requests = [  # all are good, or none starts
+            self._request(prompt, params, shape, lease=lease) for prompt, lease in zip(prompts, leases, strict=True)
+        ]
         runs = [self.flights.start(request) for request in requests]
         try:
             return [fold(self._pieces(run, None)) for run in runs]
@@ -273,8 +341,25 @@ class LLM:
 
     @property
     def can_chat(self) -> bool:
-        """Whether the checkpoint brings a chat template."""
-        return self.checkpoint.chat_template is not None
+        """Whether there is a chat template: the checkpoint's, or that of the adapter of all requests."""
+        return self.checkpoint.chat_template is not None or self._template(self._worn) is not None
+
+    def chats_with(self, adapter: str | None) -> bool:
+        """Whether there is a chat template for requests with this adapter. Reads its file where it is not loaded."""
+        if adapter is None or self.checkpoint.chat_template is not None:
+            return self.can_chat
+        return read_dialect(self.adapters.folder(adapter)).template is not None
+
+    def _template(self, lease: Lease | None) -> str | None:
+        """The template an adapter brings for a base that has none: a base's own is what its adapters were made for."""
+        return None if lease is None or self.checkpoint.chat_template is not None else lease.worn.dialect.template
+
+    def _chat(self, lease: Lease | None) -> Chat:
+        brought = self._template(lease)
+        if brought not in self._chats:
+            checkpoint = self.checkpoint if brought is None else replace(self.checkpoint, chat_template=brought)
+            self._chats[brought] = Chat(template_of(checkpoint, self.tokenizer), self.tokenizer)
+        return self._chats[brought]
 
     def read_chat(
         self,
@@ -283,16 +368,15 @@ class LLM:
         tools: Sequence[Mapping[str, object]] | None = None,
         thinking: bool = False,
         owner: str = "",
+        adapter: str | Path | None = None,
     ) -> Laid:
         """Messages -> prompt ids by the checkpoint's own template, and where in it which media stand.
 
         Media are decoded and counted, and no tower runs: ``request`` takes the result and has it seen and heard.
-        owner: whose media these are, see ``Senses.read``. Raises TemplateError, also when there is no template, and
-        MediaError.
+        owner: whose media these are, see ``Senses.read``. adapter: as ``stream`` has it; a base without a template
+        chats by its adapter's. Raises TemplateError, also when there is no template, and MediaError.
         """
-        if self._chat is None:
-            self._chat = Chat(template_of(self.checkpoint, self.tokenizer), self.tokenizer)
-        parts = self._chat.parts(messages, tools=tools, thinking=thinking)
+        parts = self._chat(self._lease(adapter)).parts(messages, tools=tools, thinking=thinking)
         return self.senses.lay(parts, self.senses.read(media_of(messages), owner=owner, most=self.engine.context))
 
     def chat_prompt(
@@ -301,9 +385,10 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         thinking: bool = False,
+        adapter: str | Path | None = None,
     ) -> list[int]:
         """The ids of ``read_chat``; every row of a medium is the id of its placeholder."""
-        return self.read_chat(messages, tools=tools, thinking=thinking).ids
+        return self.read_chat(messages, tools=tools, thinking=thinking, adapter=adapter).ids
 
     def drop_towers(self) -> None:
         """Give back the memory of towers and of media that were seen; they are built again when they are needed."""
@@ -320,6 +405,7 @@ class LLM:
         parallel_tool_calls: bool = True,
         format: Format | None = None,
         on_prefill: Progress | None = None,
+        adapter: str | Path | None = None,
         params: SamplingParams | None = None,
         **sampling: Any,
     ) -> Iterator[Event | Finished]:
@@ -340,12 +426,14 @@ class LLM:
             parallel_tool_calls: whether one answer may hold several calls.
             format: what the content must be, JsonObject(), JsonSchema(schema) or Regex(pattern); thoughts and calls
                 are free of it.
+            adapter: as ``stream`` has it; a base without a template chats by its adapter's.
         Stop strings are looked for in the content only. Raises TemplateError, MediaError or
         PromptError.
         """
-        laid = self.read_chat(messages, tools=tools, thinking=thinking)
+        lease = self._lease(adapter)  # from here on: what the prompt was made for answers it
+        laid = self.read_chat(messages, tools=tools, thinking=thinking, adapter=adapter)
         shape = shaped(tools, tool_choice, parallel=parallel_tool_calls, format=format, thinking_budget=thinking_budget)
-        request = self._request(laid, self._params(params, sampling), shape, thinking=thinking)
+        request = self._request(laid, self._params(params, sampling), shape, thinking=thinking, lease=lease)
         return self._events(request, shape, on_prefill, laid.notes)
 
     def chat(self, messages: Sequence[Mapping[str, object]], **options: Any) -> Reply:
@@ -366,20 +454,29 @@ class LLM:
 
     # ---- scoring ---------------------------------------------------------------------------------------------------
 
-    def score(self, text: Prompt, *, chunk: int = 512) -> Score:
+    def score(self, text: Prompt, *, chunk: int = 512, adapter: str | Path | None = None) -> Score:
         """Log-probability of every token of a text but the first, given those before it.
 
         The text is read ``chunk`` tokens at a time, all rows asking for logits. Raises PromptError when it is empty or
-        longer than the context.
+        longer than the context. adapter: as ``stream`` has it.
         """
-        return score(self.engine, self.flights.lock, self._ids(text), chunk)
+        ids, lease = self._ids(text), self._lease(adapter)
+        return score(self.engine, self.flights.lock, ids, chunk, _owners(ids, lease))
 
-    def embed(self, text: Prompt, *, chunk: int = 512, proceed: Callable[[], bool] = lambda: True) -> list[float]:
+    def embed(
+        self,
+        text: Prompt,
+        *,
+        chunk: int = 512,
+        proceed: Callable[[], bool] = lambda: True,
+        adapter: str | Path | None = None,
+    ) -> list[float]:
         """The mean of the last hidden states after the final norm, made of length 1: ``[hidden_size]`` numbers.
 
         proceed: asked before each ``chunk`` tokens; RunError when it says no. Raises PromptError as ``score`` does.
         """
-        return embedding(self.engine, self.flights.lock, self._ids(text), chunk, proceed)
+        ids, lease = self._ids(text), self._lease(adapter)
+        return embedding(self.engine, self.flights.lock, ids, chunk, proceed, _owners(ids, lease))
 
     # ---- requests in flight ----------------------------------------------------------------------------------------
 
@@ -390,16 +487,17 @@ class LLM:
         *,
         thinking: bool | None = None,
         proceed: Callable[[], bool] = lambda: True,
+        adapter: str | Path | None = None,
         params: SamplingParams | None = None,
         **sampling: Any,
     ) -> Request:
         """A request for whoever drives the engine itself, as ``stream`` and, with ``shape``, ``stream_chat`` make it.
 
         thinking: for an answer to messages, whether it may think; None for a text. proceed: asked before each medium is
-        seen or heard; RunError when it says no.
+        seen or heard; RunError when it says no. adapter: as ``stream`` has it.
         """
-        made = self._params(params, sampling)
-        return self._request(prompt, made, shape or Shape(), thinking=thinking, proceed=proceed)
+        made, lease = self._params(params, sampling), self._lease(adapter)
+        return self._request(prompt, made, shape or Shape(), thinking=thinking, proceed=proceed, lease=lease)
 
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if params is not None and sampling:
@@ -424,6 +522,7 @@ class LLM:
         *,
         thinking: bool | None = None,
         proceed: Callable[[], bool] = lambda: True,
+        lease: Lease | None,
     ) -> Request:
         """A request that can be answered. ``thinking`` is None for a text: without a format it is free.
 
@@ -442,7 +541,8 @@ class LLM:
             for file in tower_files(self.checkpoint):
                 file.check_unchanged()
             inserts = self.senses.encode(prompt, proceed)
-        return self.checked(Request(f"request-{next(self._numbers)}", ids, params, guide, inserts=inserts))
+        made = Request(f"request-{next(self._numbers)}", ids, params, guide, inserts=inserts)
+        return self.checked(_worn(made, lease))
 
     def checked(self, request: Request) -> Request:
         """The request as the engine takes it: ids without a token are never chosen. Any thread may ask.
@@ -456,3 +556,19 @@ class LLM:
         if self._nameless <= params.suppress_ids:
             return request
         return replace(request, params=replace(params, suppress_ids=params.suppress_ids | self._nameless))
+
+
+def _owners(ids: Sequence[int], lease: Lease | None) -> list[int]:
+    """Whose adapter each id of a text is computed with, as ``Mix.rows`` takes it; empty for the base."""
+    begin = None if lease is None else lease.worn.begins(ids)
+    if lease is None or begin is None:
+        return []
+    return [NOBODY] * begin + [lease.worn.number] * (len(ids) - begin)
+
+
+def _worn(request: Request, lease: Lease | None) -> Request:
+    """The request with its adapter, unless nothing in its prompt calls for that."""
+    begin = None if lease is None else lease.worn.begins(request.prompt_ids)
+    if lease is None or begin is None:
+        return request
+    return replace(request, adapter=lease.worn.identity, adapter_from=begin, lease=lease)

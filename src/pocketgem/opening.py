@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pocketgem.adapters.effect import Effect, attach_and_prove_
-from pocketgem.adapters.peft import Adapter, open_adapter
+from pocketgem.adapters.peft import open_adapter
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.tensor import MappedFile
 from pocketgem.checkpoint.towers import TOWER_OF
@@ -50,14 +49,6 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Attached:
-    """The adapter that is on a model, and what it did to a probe when it was put on."""
-
-    adapter: Adapter
-    effect: Effect
-
-
-@dataclass(frozen=True)
 class Opened:
     """A model in memory with what came with it. ``files`` are those that it goes on reading."""
 
@@ -67,7 +58,6 @@ class Opened:
     files: tuple[MappedFile, ...]
     plan: Plan | None
     context: int | None
-    attached: Attached | None = None
 
 
 def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) -> Opened:
@@ -76,8 +66,9 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
     place, device = checked_place(wishes.ple, checkpoint.config), checked_device(wishes.device)
     dtype = checked_dtype(wishes.dtype)
     threads = None if wishes.threads is None else checked_threads(wishes.threads)
-    experts = None if checkpoint.config.experts is None else checkpoint.config.experts.num_experts
-    adapter = None if wishes.adapter is None else open_adapter(wishes.adapter, experts)
+    if wishes.adapter is not None:
+        experts = checkpoint.config.experts
+        open_adapter(wishes.adapter, None if experts is None else experts.num_experts)
     plan, context, expert_memory = None, wishes.context, wishes.expert_memory
     if wishes.memory is not None:
         wish = Wish(bytes_of(wishes.memory), None, context, place, expert_memory)
@@ -99,8 +90,7 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         expert_memory=expert_memory,
         progress=progress,
     )
-    attached = None if adapter is None else Attached(adapter, attach_and_prove_(model, adapter.deltas))
-    return Opened(model, tokenizer, checkpoint, files, plan, context, attached)
+    return Opened(model, tokenizer, checkpoint, files, plan, context)
 
 
 def towers_for(kinds: Collection[str]) -> frozenset[str]:
@@ -112,10 +102,7 @@ def towers_for(kinds: Collection[str]) -> frozenset[str]:
 
 def past_folder(found: Opened, folder: Path, size: int) -> PastFolder:
     """Where a model's pasts lie on disk, in ``size`` bytes at most."""
-    about = identity_of(found.checkpoint, found.model)
-    if found.attached is not None:
-        about = f"{about} {found.attached.adapter.identity}"
-    return PastFolder(folder, size, about, found.model.new_cache())
+    return PastFolder(folder, size, identity_of(found.checkpoint, found.model), found.model.new_cache())
 
 
 def engine_of(

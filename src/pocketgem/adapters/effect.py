@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pocketgem.adapters.adapter import Adapter
+from pocketgem.adapters.probe import Probe, check_probe
 from pocketgem.errors import WeightsError
 from pocketgem.model.cache import Step
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.lora import Deltas, attach_, detach_
+from pocketgem.model.mix import NOBODY, Mix
 
 PROBE = 24  # tokens
+NO_EFFECT = "the adapter changes no answer to a probe: it has no effect on this model"
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,18 @@ def probe_ids(model: Gemma, count: int = PROBE) -> list[int]:
     return first + torch.randint(known // 100, known // 2, (count,), generator=generator).tolist()
 
 
-def attach_and_prove_(model: Gemma, deltas: Deltas, ids: list[int] | None = None) -> Effect:
-    """Put an adapter on and measure what it does. Raises WeightsError where it does nothing; then it is off again."""
-    ids = ids or probe_ids(model)
+def attach_and_prove_(
+    model: Gemma, deltas: Deltas, ids: list[int] | None = None, expected: Probe | None = None
+) -> Effect:
+    """Put an adapter on and measure what it does. expected: what it did on this very base, by its manifest.
+
+    Raises WeightsError where it does nothing, or something else than expected; then it is off again.
+    """
+    ids = list(expected.ids) if expected is not None else ids or probe_ids(model)
     before = scores(model, ids)
     attach_(model, deltas)
     try:
-        return _compared(before, scores(model, ids))
+        return _found(before, scores(model, ids), expected)
     except WeightsError:
         detach_(model)
         raise
@@ -61,6 +70,24 @@ def measured(model: Gemma, deltas: Deltas, ids: list[int]) -> tuple[Tensor, Tens
     return before, after
 
 
+def put_and_prove(mix: Mix, adapter: Adapter, expected: Probe | None = None) -> tuple[int, Effect]:
+    """Make an adapter known to a mix and measure what it does, as ``attach_and_prove_``; returns its number there.
+
+    Raises WeightsError where it does nothing, or something else than expected; then it is not known. Errors of
+    ``Mix.put`` go on.
+    """
+    ids = probe_ids(mix.model) if expected is None else list(expected.ids)
+    with mix.rows([NOBODY]):
+        before = scores(mix.model, ids)
+    number = mix.put(adapter.deltas, adapter.identity)
+    try:
+        with mix.rows([number]):
+            return number, _found(before, scores(mix.model, ids), expected)
+    except BaseException:
+        mix.drop(number)
+        raise
+
+
 @torch.inference_mode()
 def scores(model: Gemma, ids: list[int]) -> Tensor:
     """Log-probabilities of what follows each id of a text ``[rows, vocab]``, on the CPU."""
@@ -68,11 +95,17 @@ def scores(model: Gemma, ids: list[int]) -> Tensor:
     return model.logits(model(model.embed(torch.tensor(ids)), step)).float().log_softmax(-1).cpu()
 
 
+def _found(before: Tensor, after: Tensor, expected: Probe | None) -> Effect:
+    if expected is not None:
+        check_probe(expected, before, after)
+    return _compared(before, after)
+
+
 def _compared(before: Tensor, after: Tensor) -> Effect:
     if not bool(after.isfinite().all()):
         raise WeightsError("with the adapter on the model gives no numbers")
     if torch.equal(before, after):
-        raise WeightsError("the adapter changes no answer to a probe: it has no effect on this model")
+        raise WeightsError(NO_EFFECT)
     kl = (before.exp() * (before - after)).sum(-1).mean()
     changed = (before.argmax(-1) != after.argmax(-1)).float().mean()
     return Effect(float(kl), float((after - before).abs().max()), float(changed))

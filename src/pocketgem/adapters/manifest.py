@@ -50,8 +50,8 @@ class Target:
 class Manifest:
     """All hashes are 64 hex digits; None where the base brought no such thing.
 
-    identity   of the adapter's values      base_name  for people      rest  hash of the tensors that are not changed
-    nbytes     of the adapter's values      capsule    a file beside this one, if the adapter has one
+    identity   of the adapter's values      base_name  for people      rest     hash of the tensors that are not changed
+    nbytes     of the adapter's values      family     gemma3, ...     capsule  a file beside this one, if there is one
     """
 
     identity: str
@@ -59,6 +59,7 @@ class Manifest:
     rank: int
     nbytes: int
     base_name: str
+    family: str
     config: str
     tokenizer: str | None
     template: str | None
@@ -99,6 +100,7 @@ def manifest_of(
         rank=adapter.rank,
         nbytes=adapter.nbytes,
         base_name=base.name,
+        family=base.checkpoint.config.family,
         config=base.config,
         tokenizer=base.tokenizer,
         template=base.template,
@@ -126,18 +128,18 @@ def _targets(base: Base, adapter: Adapter, progress: Progress | None) -> dict[st
 def to_json(manifest: Manifest) -> bytes:
     """The content of ``manifest.json``."""
     about = {
-        "name": manifest.base_name, "config": manifest.config, "tokenizer": manifest.tokenizer,
-        "template": manifest.template, "rest": manifest.rest,
+        "name": manifest.base_name, "family": manifest.family, "config": manifest.config,
+        "tokenizer": manifest.tokenizer, "template": manifest.template, "rest": manifest.rest,
     }  # fmt: skip
     probe = manifest.probe
     content = {
         "format": FORMAT, "version": VERSION, "identity": manifest.identity, "kind": manifest.kind,
         "rank": manifest.rank, "bytes": manifest.nbytes, "capsule": manifest.capsule, "base": about,
-        "probe": {"ids": probe.ids, "tokens": probe.tokens, "changes": probe.changes},
+        "probe": {"ids": probe.ids, "tokens": probe.tokens, "before": probe.before, "changes": probe.changes},
         "targets": {module: _target_json(target) for module, target in manifest.targets.items()},
     }  # fmt: skip
-    # A line for each matrix: small, and still a text that can be compared.
-    return re.sub(r'(, )("[\w.]+": \{"rank")', ",\n\\2", json.dumps(content)).encode() + b"\n"
+    text = json.dumps(content)
+    return re.sub(r'(, )("[\w.]+": \{"rank")', ",\n\\2", text).encode() + b"\n"  # a line for each matrix
 
 
 def _target_json(target: Target) -> dict[str, object]:
@@ -175,6 +177,7 @@ def from_json(content: Mapping[str, object], where: str) -> Manifest:
         rank=fields.int("rank", high=MOST_RANK),
         nbytes=fields.int("bytes", high=1 << 50),
         base_name=base.str("name"),
+        family=base.str("family"),
         config=_hash(base, "config"),
         tokenizer=_hash(base, "tokenizer") if base.has("tokenizer") else None,
         template=_hash(base, "template") if base.has("template") else None,
@@ -221,4 +224,4 @@ def _probe(fields: Fields) -> Probe:
     taken, tokens = (fields.ints(key, count, low=0) for key in ("ids", "tokens"))
     if max(*taken, *tokens) >= MAX_SIZE:
         raise FormatError(f"{fields.where}: an id is too large")
-    return Probe(taken, tokens, fields.floats("changes", count))
+    return Probe(taken, tokens, fields.floats("before", count), fields.floats("changes", count))

@@ -6,27 +6,38 @@ commonest fault of adapters. Shapes and scales: PEFT's ``tuners/lora/layer.py``.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from pocketgem.adapters.adapter import (
+    MOST_RANK,
+    Adapter,
+    checked_delta,
+    identity_of,
+    prefix_of,
+    split_name,
+    values_of,
+)
+from pocketgem.adapters.gguf import read_gguf
+from pocketgem.adapters.mlx import WEIGHTS as MLX_WEIGHTS
+from pocketgem.adapters.mlx import read_mlx
 from pocketgem.checkpoint.load import read_json
 from pocketgem.checkpoint.safetensors import open_safetensors
 from pocketgem.checkpoint.tensor import StoredTensor
-from pocketgem.config.fields import Fields
+from pocketgem.config.fields import MAX_SIZE, Fields
 from pocketgem.errors import FormatError, UnsupportedError, WeightsError
-from pocketgem.model.lora import LowRank
+from pocketgem.model.lora import STACKS, LowRank
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MOST_RANK = 4096
+__all__ = ["CONFIG", "MOST_RANK", "WEIGHTS", "Adapter", "identity_of", "open_adapter"]
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MOST_INVOCATION = 4096  # ids
 _KEY = re.compile(r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?")
-_PREFIXES = ("base_model.model.", "model.", "language_model.", "model.")  # taken off in this order, each where it is
 _REFUSED = {
     "modules_to_save": "whole modules saved beside the low-rank parts",
     "layer_replication": "layers that are repeated",
@@ -35,28 +46,12 @@ _REFUSED = {
     "fan_in_fan_out": "transposed weights",
     "megatron_config": "Megatron's layers",
     "trainable_token_indices": "trained rows of the embedding",
+    "use_qalora": "pooled inputs",
+    "use_bdlora": "block-diagonal parts",
+    "arrow_config": "routing between adapters",
+    "kasa_config": "trained singular values",
+    "monteclora_config": "sampled weights",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """What an adapter changes, and 64 hex digits that name its content: its weights and what scales them."""
-
-    where: str
-    identity: str
-    deltas: Mapping[str, LowRank]  # by module, as ``model/lora.py`` takes them
-    base: str | None  # the name of the model it was trained on, as its config says
-    kind: str = "lora"  # or rslora, dora: what its config calls it; the deltas say it all
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values in memory."""
-        return sum(delta.A.nbytes + delta.B.nbytes for delta in self.deltas.values())
-
-    @property
-    def rank(self) -> int:
-        """The largest."""
-        return max(delta.A.shape[-2] for delta in self.deltas.values())
 
 
 @dataclass(frozen=True)
@@ -80,28 +75,51 @@ class _Recipe:
 
 def _matches(pattern: str, module: str) -> bool:
     """PEFT takes a key of its patterns for an expression about the end of a name; names are all we take."""
-    return module == pattern.lstrip("^") or module.endswith(f".{pattern}")
+    name = split_name(pattern.lstrip("^"))[1]
+    return module == name or module.endswith(f".{name}")
 
 
 def open_adapter(folder: str | Path, experts: int | None = None) -> Adapter:
-    """Read an adapter. experts: how many the base has, for stacks of them.
+    """Read an adapter: a folder of PEFT's or of mlx-lm's, or llama.cpp's GGUF file. experts: how many the base has, for
+    PEFT's stacks of them.
 
     Raises FormatError for files that are damaged or disagree, UnsupportedError for kinds that are not run, WeightsError
     for tensors that belong to nothing or would change nothing. Nothing in them can name code.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return read_gguf(folder)
+    if (folder / MLX_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file():
+        return read_mlx(folder)
+    _check_there(folder)
+    return _read_peft(folder, experts)
+
+
+def _check_there(folder: Path) -> None:
+    if (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file():
+        raise UnsupportedError(
+            f"{folder}: {PICKLE} is a pickle, which can run anything when it is read; save the adapter as safetensors "
+            "(PEFT: save_pretrained(..., safe_serialization=True)) where it was made"
+        )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FormatError(f"{folder}: no {name}; an adapter in PEFT's format has {CONFIG} and {WEIGHTS}")
+
+
+def _read_peft(folder: Path, experts: int | None) -> Adapter:
     config = read_json(folder / CONFIG)
-    recipe = _recipe(Fields(config, str(folder / CONFIG)))
+    fields = Fields(config, str(folder / CONFIG))
+    recipe = _recipe(fields)
     stored = open_safetensors(folder / WEIGHTS)
-    deltas = {name: _delta(name, parts, recipe, experts) for name, parts in _grouped(stored, str(folder)).items()}
+    groups, prefix = _grouped(stored, str(folder))
+    groups = _single_stacks(groups, fields)
+    deltas = {name: _delta(name, parts, recipe, experts) for name, parts in groups.items()}
     if not deltas:
         raise WeightsError(f"{folder}: the adapter has no tensors")
     base = config.get("base_model_name_or_path")
     kind = "dora" if config.get("use_dora") is True else "rslora" if recipe.stabilised else "lora"
-    return Adapter(str(folder), identity_of(deltas), deltas, base if isinstance(base, str) else None, kind)
+    name = base if isinstance(base, str) else None
+    return Adapter(str(folder), identity_of(deltas), deltas, name, kind, prefix, _invocation(fields))
 
 
 def _recipe(fields: Fields) -> _Recipe:
@@ -132,27 +150,52 @@ def _alpha(value: object, where: str) -> float:
     return float(value)
 
 
+def _invocation(fields: Fields) -> tuple[int, ...]:
+    """Ids from which on an activated LoRA acts; none for one that always does."""
+    given = fields.raw("alora_invocation_tokens", [])
+    if not isinstance(given, list) or len(given) > MOST_INVOCATION:
+        raise FormatError(f"{fields.where}: alora_invocation_tokens is no list of at most {MOST_INVOCATION} ids")
+    ids = fields.ints("alora_invocation_tokens", len(given), [], low=0)
+    if any(id >= MAX_SIZE for id in ids):
+        raise FormatError(f"{fields.where}: an id of alora_invocation_tokens is too large")
+    return ids
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def _grouped(stored: Mapping[str, StoredTensor], where: str) -> dict[str, dict[str, StoredTensor]]:
+def _grouped(stored: Mapping[str, StoredTensor], where: str) -> tuple[dict[str, dict[str, StoredTensor]], str]:
     """Tensors by the matrix they change. Raises WeightsError for a name that is no part of a low-rank change."""
     groups: dict[str, dict[str, StoredTensor]] = {}
+    prefixes = set()
     for name, tensor in stored.items():
         match = _KEY.fullmatch(name)
         if match is None:
             raise WeightsError(f"{where}: tensor {name[:200]} is no part of a low-rank change")
-        groups.setdefault(_module(match["module"]), {})[match["part"]] = tensor
-    return groups
+        prefix, module = split_name(match["module"])
+        prefixes.add(prefix)
+        groups.setdefault(_stack(module), {})[match["part"]] = tensor
+    return groups, prefix_of(prefixes)
 
 
-def _module(name: str) -> str:
-    """PEFT's module path -> ours. Stacks of experts are wrapped one in the other: gate and up inside, down outside."""
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+def _stack(name: str) -> str:
+    """Stacks of experts are wrapped one in the other: gate and up inside, down outside."""
     if name.endswith(".experts.base_layer"):
         return name.removesuffix("base_layer") + "gate_up_proj"
     return f"{name}.down_proj" if name.endswith(".experts") else name
+
+
+def _single_stacks(groups: dict[str, dict[str, StoredTensor]], fields: Fields) -> dict[str, dict[str, StoredTensor]]:
+    """A stack alone is wrapped once, whichever it is: then the config says which."""
+    named = fields.raw("target_parameters", [])
+    wanted = [split_name(one)[1] for one in named if isinstance(one, str)] if isinstance(named, list) else []
+    found = {}
+    for name, parts in groups.items():
+        experts, _, leaf = name.rpartition(".")
+        alone = name.endswith(".experts.down_proj") and f"{experts}.gate_up_proj" not in groups
+        asked = {key for key in STACKS if any(f".{experts}.{key}".endswith(f".{one}") for one in wanted)}
+        found[f"{experts}.gate_up_proj" if alone and asked == {"gate_up_proj"} else f"{experts}.{leaf}"] = parts
+    return {name.removeprefix("."): parts for name, parts in found.items()}
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -161,40 +204,18 @@ def _module(name: str) -> str:
 def _delta(name: str, parts: Mapping[str, StoredTensor], recipe: _Recipe, experts: int | None) -> LowRank:
     if missing := {"lora_A", "lora_B"} - parts.keys():
         raise WeightsError(f"{name}: {', '.join(sorted(missing))} is missing from the adapter")
-    a, b = (_values(name, key, parts[key]) for key in ("lora_A", "lora_B"))
+    a, b = (values_of(name, key, parts[key]) for key in ("lora_A", "lora_B"))
     lengths = parts.get("lora_magnitude_vector")
-    magnitude = None if lengths is None else _values(name, "lora_magnitude_vector", lengths).view(-1)
+    magnitude = None if lengths is None else values_of(name, "lora_magnitude_vector", lengths).view(-1)
     if ".experts." in name:
         a, b = _stacked(name, a, b, experts)
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-2] != b.shape[-1]:
-        raise WeightsError(f"{name}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit each other")
-    if not b.any() or not a.any():
-        raise WeightsError(
-            f"{name}: lora_{'A' if not a.any() else 'B'} is all zeros: the adapter changes nothing there"
-        )
-    return LowRank(a.contiguous(), b.contiguous(), recipe.scale(name, a.shape[-2]), magnitude)
-
-
-def _values(name: str, part: str, stored: StoredTensor) -> Tensor:
-    values = stored.dense(torch.float32).clone()
-    if not bool(values.isfinite().all()):
-        raise WeightsError(f"{name}: {part} holds a NaN or an infinity")
-    return values
+    found = checked_delta(name, a, b, 1.0, magnitude)
+    return LowRank(found.A, found.B, recipe.scale(name, found.A.shape[-2]), magnitude)
 
 
 def _stacked(name: str, a: Tensor, b: Tensor, experts: int | None) -> tuple[Tensor, Tensor]:
     """``[experts * rank, in]``, ``[out, rank * experts]`` -> ``[experts, rank, in]``, ``[experts, out, rank]``."""
-    if not experts or a.shape[0] % experts or b.shape[1] != a.shape[0]:
+    if not experts or a.ndim != 2 or b.ndim != 2 or a.shape[0] % experts or b.shape[1] != a.shape[0]:
         count = "a model without experts" if not experts else f"{experts} experts"
         raise WeightsError(f"{name}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit {count}")
     return a.view(experts, -1, a.shape[1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
-
-
-def identity_of(deltas: Mapping[str, LowRank]) -> str:
-    """64 hex digits of what is changed and how."""
-    digest = hashlib.sha256()
-    for name, delta in sorted(deltas.items()):
-        digest.update(f"{name} {delta.scale!r} {list(delta.A.shape)} {list(delta.B.shape)}".encode())
-        for part in (delta.A, delta.B, *(() if delta.magnitude is None else (delta.magnitude,))):
-            digest.update(part.numpy().tobytes())
-    return digest.hexdigest()

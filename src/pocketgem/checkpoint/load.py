@@ -224,7 +224,7 @@ def _chat_template(folder: Path) -> str | None:
     """The template file, or the template inside ``tokenizer_config.json`` that older checkpoints have."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return _read_text(file)
+        return read_text(file)
     inside = _optional_json(folder / "tokenizer_config.json").get("chat_template")
     return inside if isinstance(inside, str) else None
 
@@ -236,7 +236,7 @@ def _optional_json(path: Path) -> dict[str, object]:
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file of bounded size. Raises FormatError naming the file."""
     try:
-        data = json.loads(_read_text(path))
+        data = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, dict):
@@ -244,7 +244,8 @@ def read_json(path: Path) -> dict[str, object]:
     return data
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file of bounded size. Raises FormatError naming the file."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise FormatError(

@@ -13,7 +13,7 @@ Source of these facts: llama.cpp's ``conversion/gemma.py`` and ``conversion/base
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from pocketgem.checkpoint.export import metadata_of, unused_keys
 from pocketgem.checkpoint.header import raw_values
 from pocketgem.checkpoint.load import Checkpoint
 from pocketgem.checkpoint.manifest import sidecar
-from pocketgem.checkpoint.stream import SourceTensor, read_rows, read_values, source_tensors
+from pocketgem.checkpoint.stream import Changes, Place, SourceTensor, place, read_rows, read_values, source_tensors
 from pocketgem.checkpoint.tensor import MappedFile, StoredTensor
 from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.errors import UnsupportedError, WeightsError
@@ -38,15 +38,18 @@ _FILE_TYPES = {StoredType.F32: 0, StoredType.F16: 1, StoredType.BF16: 32}  # lla
 Chosen = Sequence[tuple[SourceTensor, StoredType]]
 
 
-def copy_gguf(checkpoint: Checkpoint, path: Path, progress: Progress | None = None) -> None:
-    """Another GGUF file, split or not, as one file: every key and every tensor's bytes as they are.
+def copy_gguf(
+    checkpoint: Checkpoint, path: Path, progress: Progress | None = None, changes: Retyped | None = None
+) -> None:
+    """Another GGUF file, split or not, as one file: every key and every tensor's bytes as they are, but for changes.
 
     Raises RunError when the disk is full, CheckpointError for a bad place or a source that changes meanwhile.
     """
     source = MappedFile(checkpoint.location.files[0])
     values = raw_values(source.buffer, source.size, str(source.path))
     kept = {key: value for key, value in values.items() if key not in ABOUT_THE_FILE}
-    _write(path, kept, [(one, one.type) for one in source_tensors(checkpoint)], progress)
+    tensors = [(one, one.type) for one in source_tensors(checkpoint)]
+    _write(path, kept, tensors, progress, changes)
 
 
 def convert_folder(
@@ -55,6 +58,7 @@ def convert_folder(
     about: Mapping[str, object],
     tokens: int,
     progress: Progress | None = None,
+    changes: Retyped | None = None,
 ) -> None:
     """A Hugging Face folder's text model. ``about``: keys beside the shapes, such as the vocabulary of ``tokens``.
 
@@ -72,7 +76,7 @@ def convert_folder(
         **metadata_of(checkpoint.config),
         **about,
     }
-    _write(path, {key: value_bytes(key, value) for key, value in metadata.items()}, tensors, progress)
+    _write(path, {key: value_bytes(key, value) for key, value in metadata.items()}, tensors, progress, changes)
 
 
 def _check_rows(checkpoint: Checkpoint, tensors: Chosen, about: Mapping[str, object]) -> None:
@@ -126,14 +130,47 @@ def rows_of(table: StoredTensor, start: int, stop: int) -> StoredTensor:
     )
 
 
-def _write(path: Path, values: Mapping[str, bytes], tensors: Chosen, progress: Progress | None) -> None:
+def _write(
+    path: Path, values: Mapping[str, bytes], tensors: Chosen, progress: Progress | None, changes: Retyped | None
+) -> None:
+    tensors = retyped(tensors, changes)
+    made = {} if changes is None else changes.changes
     with Draft(path, values, [(one.name, one.shape, kind) for one, kind in tensors]) as draft:
-        draft.fill((stored_as(one, kind) for one, kind in tensors), progress)
+        draft.fill((stored_as(one, kind, made) for one, kind in tensors), progress)
         sidecar(path).unlink(missing_ok=True)  # it speaks of the file that goes now
         draft.publish()
 
 
-def stored_as(one: SourceTensor, kind: StoredType) -> Iterator[memoryview]:
+@dataclass(frozen=True)
+class Retyped:
+    """Changes of weights, and the type to store what is changed as; None: its own, float32 for one in blocks."""
+
+    changes: Changes
+    type: StoredType | None = None
+
+
+def retyped(tensors: Chosen, changes: Retyped | None) -> list[tuple[SourceTensor, StoredType]]:
+    """The types that changed tensors are stored as. Raises WeightsError for a change that none of them is given."""
+    if changes is None:
+        return list(tensors)
+    met = {place(part) for one, _ in tensors for part in one.stored} & changes.changes.keys()
+    if missing := [one for one in changes.changes.keys() - met if not any(_overlap(one, other) for other in met)]:
+        raise WeightsError(f"{len(missing)} of the changed matrices are not written as they are stored")
+    return [(one, _type_of(one, kind, changes)) for one, kind in tensors]
+
+
+def _overlap(one: Place, other: Place) -> bool:
+    """A stack is written whole or member by member; its changes are given both ways."""
+    return one[0] == other[0] and one[1] < other[2] and other[1] < one[2]
+
+
+def _type_of(one: SourceTensor, kind: StoredType, changes: Retyped) -> StoredType:
+    if not any(place(part) in changes.changes for part in one.stored):
+        return kind
+    return changes.type or (StoredType.F32 if kind.packed else kind)
+
+
+def stored_as(one: SourceTensor, kind: StoredType, changes: Changes | None = None) -> Iterator[memoryview]:
     """The bytes of a tensor stored as ``kind``, a piece at a time: its own bytes where nothing changes.
 
     Raises CheckpointError if the file was changed or cut since it was opened.
@@ -144,10 +181,12 @@ def stored_as(one: SourceTensor, kind: StoredType) -> Iterator[memoryview]:
         return
     same = kind is one.type and one.offset == 0.0
     for part, start, stop in one.pieces():
-        if same and part.type is kind:
+        change = changes.get(place(part)) if changes else None
+        if same and part.type is kind and change is None:
             yield _bytes(read_rows(part, start, stop))
         else:
             values = read_values(part, start, stop)
+            values = values if change is None else change(values, start)
             yield _bytes((values + one.offset if one.offset else values).to(dtype))
 
 

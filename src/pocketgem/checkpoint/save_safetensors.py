@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pocketgem.checkpoint.safetensors import INDEX, SINGLE
 from pocketgem.checkpoint.save_gguf import stored_as
-from pocketgem.checkpoint.stream import SourceTensor
+from pocketgem.checkpoint.stream import Changes, SourceTensor
 from pocketgem.checkpoint.types import Progress, StoredType, tensor_bytes
 
 Chosen = Sequence[tuple[SourceTensor, StoredType]]  # the names are those to be written
@@ -30,6 +30,7 @@ def save_safetensors(
     shard_size: int,
     notes: Mapping[str, str],
     progress: Progress | None = None,
+    changes: Changes | None = None,
 ) -> list[Path]:
     """Write ``tensors`` in files of at most ``shard_size`` bytes of weights, or one tensor each; ``notes`` in all.
 
@@ -40,7 +41,7 @@ def save_safetensors(
     names = [SINGLE] if len(shards) == 1 else [_shard_name(at, len(shards)) for at in range(len(shards))]
     counted = _Counter(total_bytes(tensors), progress)
     for name, shard in zip(names, shards, strict=True):
-        _save_one(folder / name, shard, {"format": "pt", **notes}, counted)
+        _save_one(folder / name, shard, {"format": "pt", **notes}, counted, changes)
     if len(shards) > 1:
         homes = {one.name: name for name, shard in zip(names, shards, strict=True) for one, _ in shard}
         index = {"metadata": {"total_size": counted.total}, "weight_map": dict(sorted(homes.items()))}
@@ -84,19 +85,19 @@ def _shards(tensors: Chosen, size: int) -> list[Chosen]:
     return [sorted(shard, key=lambda pair: -pair[1].type_size) for shard in shards]
 
 
-def _save_one(path: Path, shard: Chosen, notes: Mapping[str, str], counted: _Counter) -> None:
+def _save_one(path: Path, shard: Chosen, notes: Mapping[str, str], counted: _Counter, changes: Changes | None) -> None:
     with path.open("wb") as file:
         file.write(_header(shard, notes))
-        for piece in _pieces(shard):
+        for piece in _pieces(shard, changes):
             file.write(piece)
             counted.add(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _pieces(shard: Chosen) -> Iterator[memoryview]:
+def _pieces(shard: Chosen, changes: Changes | None) -> Iterator[memoryview]:
     for one, kind in shard:
-        yield from stored_as(one, kind)
+        yield from stored_as(one, kind, changes)
 
 
 def _header(shard: Chosen, notes: Mapping[str, str]) -> bytes:

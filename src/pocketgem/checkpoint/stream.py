@@ -6,7 +6,7 @@ Rows are read from the file, not through its mapping: pages of a mapping count a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,15 @@ from pocketgem.checkpoint.tensor import StoredTensor
 from pocketgem.checkpoint.types import StoredType
 
 CHUNK = 1 << 19  # weights read at a time
+
+Place = tuple[str, int, int]  # a stored tensor: its file, where its bytes start and end
+Change = Callable[[Tensor, int], Tensor]  # float32 rows ``[n, width]`` from a row of the tensor on -> what they become
+Changes = Mapping[Place, Change]
+
+
+def place(part: StoredTensor) -> Place:
+    """What a change is looked up by: the same whichever name the tensor has in the new file."""
+    return str(part.source.path), part.start, part.end
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 import pocketgem
+import pocketgem.cli.adapters_use  # its verbs join those of adapters
+from pocketgem.cli import adapters
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
 from pocketgem.cli.export import export_model, verify_files
@@ -43,6 +45,7 @@ app.command("quantize", context_settings=HELP)(quantize_file)
 app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
 app.command("tune", context_settings=HELP)(tune_model)
+app.add_typer(adapters.app, name="adapters")
 app.command("export", context_settings=HELP)(export_model)
 app.command("verify", context_settings=HELP)(verify_files)
 

@@ -14,6 +14,7 @@ import pocketgem.cli.options as o
 from pocketgem.cli.common import refuse
 from pocketgem.cli.media import ImageBudget
 from pocketgem.cli.media import budget as budget_of
+from pocketgem.cli.run import effect_text
 from pocketgem.cli.screen import Screen
 from pocketgem.cli.serve_ray import run_replicas, scale_of
 from pocketgem.memory.place import Place
@@ -85,6 +86,13 @@ Mmproj = Annotated[
     list[str] | None,
     typer.Option("--mmproj", metavar="[NAME=]FILE", help="A GGUF file with a GGUF model's towers."),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="[[MODEL:]NAME=]ADAPTER", help="An adapter, asked for as MODEL:NAME. Repeatable."),
+]
+AdapterMemory = Annotated[
+    str, typer.Option("--adapter-memory", metavar="SIZE", help="For adapters of each model; idle ones make room.")
+]
 Remote = Annotated[
     bool, typer.Option("--allow-remote-media", help="Fetch images and the like from public http addresses on request.")
 ]
@@ -113,7 +121,9 @@ def serve_models(
     cache_dir: CacheDir = None,
     cache_size: CacheSize = "4GiB",
     mmproj: Mmproj = None,
-    adapter: o.Adapter = None,
+    adapter: Adapters = None,
+    adapter_memory: AdapterMemory = "1GiB",
+    allow_drift: o.AllowDrift = False,
     image_budget: ImageBudget = "auto",
     allow_remote_media: Remote = False,
     think: o.Think = False,
@@ -166,9 +176,10 @@ def serve_models(
         "dtype": None if dtype is o.Dtype.AUTO else dtype.value, "context": context, "threads": threads, "ple": ple,
         "device": device, "keep_packed": keep_packed, "expert_memory": budget, "memory": limit,
         "sequences": sequences, "kept": pasts, "cache_size": room, "offline": offline,
-        "image_budget": budget_of(image_budget), "adapter": adapter_for(adapter, names),
+        "image_budget": budget_of(image_budget), "adapter_memory": o.size(adapter_memory),
+        "allow_drift": allow_drift,
     }  # fmt: skip
-    load = Loader(options, mmprojs_of(mmproj or [], names), cache_dir)
+    load = Loader(options, mmprojs_of(mmproj or [], names), cache_dir, adapters_of(adapter or [], names))
     with sock:
         weights = {name: load.weight(name, model) for name, model in names.items()}
         first = next(iter(names))
@@ -189,9 +200,13 @@ def serve_models(
 
 
 def loaded(load: Loader, name: str, model: str, screen: Screen) -> LLM:
-    """The model, with a bar while it is read."""
+    """The model, with a bar while it is read; its adapters are proved to act before anybody asks for them."""
     with screen.waiting(f"loading {Path(model).name or model}", "bytes") as progress:
-        return load(name, model, progress)
+        llm = load(name, model, progress)
+    for adapter, folder in load.adapters.get(name, {}).items():
+        worn = llm.adapters.add(adapter, folder)
+        screen.note(f"{name}:{adapter}: {effect_text(worn)}")
+    return llm
 
 
 def run(
@@ -242,11 +257,30 @@ def short_name(model: str) -> str:
     return path.resolve().name.removesuffix(".gguf")
 
 
-def adapter_for(adapter: Path | None, names: dict[str, str]) -> Path | None:
-    """An adapter belongs to one model. Raises UsageError."""
-    if adapter is not None and len(names) > 1:
-        refuse("--adapter changes one model's weights: serve that model alone.")
-    return adapter
+def adapters_of(texts: list[str], names: dict[str, str]) -> dict[str, dict[str, Path]]:
+    """Of each model, folders of adapters by name. Raises UsageError, InputError for one that is not there."""
+    from pocketgem.adapters.where import where_is
+
+    found: dict[str, dict[str, Path]] = {}
+    for text in texts:
+        given, _, place = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        folder = where_is(place)
+        model, _, name = given.rpartition(":")
+        model, name = model or next(iter(names)), name or named_after(place, folder)
+        if len(names) > 1 and ":" not in given:
+            refuse(f"--adapter {text[:80]!r}: say whose it is, MODEL:NAME=FOLDER ({', '.join(names)}).")
+        if model not in names or name in found.setdefault(model, {}) or ":" in name:
+            refuse(f"--adapter {text[:80]!r}: give each a NAME=FOLDER of its own, for a served model.")
+        found[model][name] = folder
+    return found
+
+
+def named_after(place: str, folder: Path) -> str:
+    """A name for an adapter that was given none: its own, else its folder's, or its run's where that is ``adapter``."""
+    if not Path(place).exists():
+        return place
+    folder = folder.resolve()
+    return (folder.parent if folder.name == "adapter" else folder).name.replace(":", "-")
 
 
 def mmprojs_of(texts: list[str], names: dict[str, str]) -> dict[str, Path]:

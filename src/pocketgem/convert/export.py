@@ -26,7 +26,7 @@ from pocketgem.checkpoint.gguf import GGUFFile
 from pocketgem.checkpoint.load import Checkpoint, open_checkpoint, read_json
 from pocketgem.checkpoint.manifest import MANIFEST, listed_names, manifest_text, write_sidecar
 from pocketgem.checkpoint.resolve import resolve
-from pocketgem.checkpoint.save_gguf import convert_folder, copy_gguf
+from pocketgem.checkpoint.save_gguf import Retyped, convert_folder, copy_gguf, retyped
 from pocketgem.checkpoint.save_safetensors import Chosen, save_safetensors, total_bytes, write_synced
 from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.config.to_hf import to_hf
@@ -62,26 +62,33 @@ class Exported:
 
 
 def export_to_gguf(
-    source: str | Path, target: Path, *, offline: bool = False, progress: Progress | None = None
+    source: str | Path,
+    target: Path,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+    changes: Retyped | None = None,
 ) -> Exported:
     """Write ``target`` from a GGUF file, its bytes untouched, or from a folder, its matrices' types kept.
 
+    changes: of its weights (``adapters/merge.py``); they are made while it is written.
     A file that was there is replaced when the new one is complete. Raises CheckpointError and TokenizerError for a
     source that cannot be exported and for a bad place, RunError when the disk is full.
     """
     checkpoint = open_checkpoint(resolve(source, offline=offline))
     check_apart(checkpoint, target)
     if checkpoint.location.kind == "gguf":
-        copy_gguf(checkpoint, target, progress)
+        copy_gguf(checkpoint, target, progress, changes)
         notes: tuple[str, ...] = ()
     else:
         vocabulary = vocabulary_from({}, checkpoint.location.folder, checkpoint.where)  # refuses what is not Gemma's
         about = {"general.name": _name(checkpoint), **vocabulary_keys(checkpoint), **_card_keys(checkpoint)}
-        convert_folder(checkpoint, target, about, len(vocabulary.spellings), progress)
+        convert_folder(checkpoint, target, about, len(vocabulary.spellings), progress, changes)
         notes = _left_behind(checkpoint)
     sums = write_sidecar(target, progress)
     size = target.stat().st_size
-    return Exported(str(target), "gguf", (target.name, sums.name), size, _main_type(target), True, notes)
+    lossless = changes is None
+    return Exported(str(target), "gguf", (target.name, sums.name), size, _main_type(target), lossless, notes)
 
 
 def export_to_safetensors(
@@ -93,6 +100,7 @@ def export_to_safetensors(
     offline: bool = False,
     replace: bool = False,
     progress: Progress | None = None,
+    changes: Retyped | None = None,
 ) -> Exported:
     """Write the folder ``target`` from a GGUF file or another folder.
 
@@ -104,8 +112,8 @@ def export_to_safetensors(
     from_gguf = checkpoint.location.kind == "gguf"
     tensors = gguf_as_folder(checkpoint) if from_gguf else folder_as_folder(checkpoint)
     kind = TYPES[dtype] if dtype is not None else lossless_type(tensors) if from_gguf else None
-    chosen = storing_as(tensors, kind)
-    lossless = kind is None or is_lossless(tensors, kind)
+    chosen = retyped(storing_as(tensors, kind), changes)
+    lossless = changes is None and (kind is None or is_lossless(tensors, kind))
     _check_free(target, replace)
     with new_folder(target, total_bytes(chosen) + TEXTS_BYTES) as folder:
         stored = NAMES.get(kind or _widest(chosen), "float32")
@@ -113,10 +121,10 @@ def export_to_safetensors(
         texts.setdefault("README.md", _readme(checkpoint, stored, lossless=lossless).encode())
         for name, content in texts.items():
             write_synced(folder / name, content)
-        save_safetensors(folder, chosen, shard_size, _note(checkpoint), progress)
+        save_safetensors(folder, chosen, shard_size, _note(checkpoint), progress, changes and changes.changes)
         write_synced(folder / MANIFEST, manifest_text(sorted(folder.iterdir())).encode())
         open_checkpoint(resolve(folder))  # what cannot be read again gets no name
-    notes = () if lossless else (f"weights were rounded to {dtype}",)
+    notes = () if lossless or dtype is None else (f"weights were rounded to {dtype}",)
     written = sorted(path.name for path in target.iterdir())
     size = sum((target / name).stat().st_size for name in written)
     return Exported(str(target), "safetensors", tuple(written), size, stored, lossless, notes)
@@ -242,7 +250,7 @@ def _note(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _readme(checkpoint: Checkpoint, dtype: str, *, lossless: bool) -> str:
     origin = Path(checkpoint.where).name if checkpoint.location.folder is None else checkpoint.location.folder.name
-    exact = "every weight is the number it was there" if lossless else "weights were rounded to that type"
+    exact = "every weight is the number it was there" if lossless else "weights were rounded to that type, or changed"
     lines = [
         f"# {_name(checkpoint) if checkpoint.location.folder else checkpoint.metadata.get('general.name', origin)}",
         "",

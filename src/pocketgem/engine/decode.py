@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -19,6 +19,7 @@ from pocketgem.engine.scoring import score_rows
 from pocketgem.errors import PocketgemError, RunError
 from pocketgem.model.cache import Cache, Step
 from pocketgem.model.gemma import Gemma, Soft
+from pocketgem.model.mix import NOBODY, Mix, mix_of
 
 
 @dataclass
@@ -62,20 +63,59 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
     )
     if model.config.sees_images_whole and (last := _last(turns, step.positions)) is not None:
         step = replace(step, last=last)
-    with _threads_of(model):
+    worn = Worn(mix_of(model), turns, step)
+    with _threads_of(model), worn.rows():
         inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs
-        hidden = model.run(inputs, step)
+        hidden = model(inputs, step) if worn.any else model.run(inputs, step)
         step.commit()
         for turn in turns:
             turn.sequence.num_computed += turn.count
         if any(turn.sequence.request.params.prompt_logprobs is not None for turn in turns):
-            hidden = _scored(model, hidden, wanted, turns, states)
-        rows = iter(model.logits(hidden)) if len(hidden) else iter(())
+            hidden = _scored(model, hidden, wanted, turns, states, worn)
+        with worn.ends([_samples(turn) for turn in turns]):
+            rows = iter(model.logits(hidden)) if len(hidden) else iter(())
         return [
             _sample(model, next(rows), turn, state) if _samples(turn) else None
             for turn, state in zip(turns, states, strict=True)
         ]
+
+
+class Worn:
+    """Whose adapter each row of a step has, where the model has adapters: what ``model/mix.py`` is told."""
+
+    def __init__(self, mix: Mix | None, turns: Seq[Turn], step: Step) -> None:
+        """Raises RunError for an adapter that is not on the model."""
+        self.mix, self.turns = mix, [] if mix is None else [_owners(mix, turn) for turn in turns]
+        self.all = [owner for owners in self.turns for owner in owners]
+        self.kept = step.logit_rows.tolist() if mix is not None else []
+
+    @property
+    def any(self) -> bool:
+        """Whether some row is not the base's: such a step is not played from a recording."""
+        return any(owner != NOBODY for owner in self.all)
+
+    def rows(self) -> AbstractContextManager[None]:
+        """For the pass."""
+        return nullcontext() if self.mix is None else self.mix.rows(self.all, self.kept)
+
+    def last(self, at: int, count: int) -> AbstractContextManager[None]:
+        """For the logits of the last ``count`` rows of a turn."""
+        return nullcontext() if self.mix is None or not count else self.mix.rows(self.turns[at][-count:])
+
+    def ends(self, samples: Seq[bool]) -> AbstractContextManager[None]:
+        """For the logits of the last row of each turn that samples."""
+        if self.mix is None:
+            return nullcontext()
+        return self.mix.rows([owners[-1] for owners, wanted in zip(self.turns, samples, strict=True) if wanted])
+
+
+def _owners(mix: Mix, turn: Turn) -> list[int]:
+    request = turn.sequence.request
+    if request.adapter is None:
+        return [NOBODY] * turn.count
+    before = min(turn.count, max(0, request.adapter_from - turn.sequence.num_computed))
+    return [NOBODY] * before + [mix.number(request.adapter)] * (turn.count - before)
 
 
 def _samples(turn: Turn) -> bool:
@@ -91,15 +131,18 @@ def _wanted(turn: Turn) -> int:
     return max(0, end - max(sequence.num_computed, sequence.num_scored - 1))
 
 
-def _scored(model: Gemma, hidden: torch.Tensor, wanted: Seq[int], turns: Seq[Turn], states: Seq[State]) -> torch.Tensor:
+def _scored(
+    model: Gemma, hidden: torch.Tensor, wanted: Seq[int], turns: Seq[Turn], states: Seq[State], worn: Worn
+) -> torch.Tensor:
     """Look at the rows before ids of prompts; returns the rows that are to be sampled."""
     sampled: list[int] = []
     stop = 0
-    for count, turn, state in zip(wanted, turns, states, strict=True):
+    for at, (count, turn, state) in enumerate(zip(wanted, turns, states, strict=True)):
         start, stop = stop, stop + count
         if _samples(turn):
             sampled.append(stop - 1)
-        _score(model, hidden[start:stop], turn.sequence, state)
+        with worn.last(at, count):
+            _score(model, hidden[start:stop], turn.sequence, state)
     return hidden[sampled]
 
 

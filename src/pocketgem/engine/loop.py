@@ -127,9 +127,9 @@ class Engine:
             sequence.reuse_reason = WHOLE
             return
         known = _known(sequence, state, sequence.num_ids)
-        hit = self._find(_scope(sequence), known)
+        hit = self._longest(sequence.request, known)
         if (whole := begun(sequence.request.inserts, hit.position)) < hit.position:
-            hit = self._find(_scope(sequence), known[: whole + 1])
+            hit = self._longest(sequence.request, known[: whole + 1])
         if hit.window is not None:
             restore(state.cache, hit.rows, hit.window, hit.position)
         sequence.num_computed = hit.position
@@ -137,6 +137,14 @@ class Engine:
             sequence.num_reused, sequence.reuse_reason = hit.position, hit.reason
         while state.points and state.points[-1] <= hit.position:
             state.points.pop()
+
+    def _longest(self, request: Request, ids: Ids) -> Hit[Rows, Window]:
+        """The longest kept past: the adapter's, or the base's of what is before it."""
+        hit = self._find(_scope(request, len(ids)), ids)
+        if request.adapter is None or request.adapter_from <= hit.position:
+            return hit
+        base = self._find(_scope(request, 0), ids[: request.adapter_from + 1])
+        return base if base.position > hit.position else hit
 
     def _find(self, scope: Scope, ids: Ids) -> Hit[Rows, Window]:
         """The longest kept past; one that lies on disk comes to memory first."""
@@ -155,14 +163,16 @@ class Engine:
     def _save(self, sequence: Sequence, state: State) -> None:
         """Have what is kept of a finished sequence written to disk."""
         if self.folder is not None and sequence.error is None:
-            scope = _scope(sequence)
-            ids, rows, windows = self.prefixes.way(scope, _known(sequence, state, sequence.num_ids))
+            known = _known(sequence, state, sequence.num_ids)
+            scope = _scope(sequence.request, len(known))
+            ids, rows, windows = self.prefixes.way(scope, known)
             self.folder.save(scope, ids, rows, [*windows[:1], *windows[1:][-(MOST_WINDOWS - 1) :]])
 
     def _keep_points(self, sequence: Sequence, state: State) -> None:
         """Keep the past at the positions that the last step has passed: its windows are still there."""
         while state.points and state.points[-1] <= sequence.num_computed and state.cache is not None:
-            self._keep(_scope(sequence), state.ids[: state.points.pop()], Past(state.cache))
+            ids = state.ids[: state.points.pop()]
+            self._keep(_scope(sequence.request, len(ids)), ids, Past(state.cache))
 
     def _leave(self, sequence: Sequence) -> None:
         """Give a sequence's cache up, and keep what it knew where there is room."""
@@ -170,7 +180,7 @@ class Engine:
         cache, state.cache = state.cache, None
         if cache is not None and cache.length:
             ids = _known(sequence, state, cache.length)
-            self._keep(_scope(sequence), ids, Past(cache), modest=True)
+            self._keep(_scope(sequence.request, len(ids)), ids, Past(cache), modest=True)
 
     def _keep(self, scope: Scope, ids: Ids, past: Past | Stored, *, modest: bool = False) -> None:
         """Keep a past if there is room: also where the system has less memory than was thought."""
@@ -224,8 +234,13 @@ class Engine:
         self._save(sequence, self.states.pop(sequence))
 
 
-def _scope(sequence: Sequence) -> Scope:
-    return Scope(sequence.request.adapter, sequence.request.cache_salt)
+def _scope(request: Request, count: int) -> Scope:
+    """Whose the past of the first ``count`` ids is. An adapter that acts from some position on has pasts of its own for
+    each: the same ids with another beginning are another past."""
+    adapter, start = request.adapter, request.adapter_from
+    if adapter is None or (start and count <= start):
+        return Scope(None, request.cache_salt)
+    return Scope(f"{adapter}@{start}" if start else adapter, request.cache_salt)
 
 
 def _known(sequence: Sequence, state: State, count: int) -> Ids:

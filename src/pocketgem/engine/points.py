@@ -2,8 +2,8 @@
 
 A chat's next turn repeats the prompt, and then says the answer as the template renders it, often without its thoughts;
 an edit begins at the start of a turn; another conversation begins with the same system turn. So: the end of the first
-turn, the starts of the last three, what the caller names, and the last token but one (the last is computed again, for
-its logits).
+turn, the starts of the last three, what the caller names, where an adapter begins to act (all before it is the base's,
+for whoever comes), and the last token but one (the last is computed again, for its logits).
 """
 
 from __future__ import annotations
@@ -21,4 +21,6 @@ def keep_points(request: Request, turn_ids: Collection[int]) -> list[int]:
     ids, last = request.prompt_ids, len(request.prompt_ids) - 1
     turns = [at for at, id in enumerate(ids) if id in turn_ids] if turn_ids else []
     named = sorted(at for at in request.checkpoints if 0 < at <= last)[-MOST_NAMED:]
-    return sorted({at for at in (*named, *turns[1:2], *turns[-LAST_TURNS:], last) if at > 0}, reverse=True)
+    return sorted(
+        {at for at in (*named, *turns[1:2], *turns[-LAST_TURNS:], request.adapter_from, last) if at > 0}, reverse=True
+    )

@@ -149,6 +149,8 @@ class Request:
     guide        rules for the ids to come, the state of this one request; None: all ids are allowed
     owner        who asks: owners take turns, however many requests each has waiting
     adapter      what the weights are changed by, None for nothing: pasts of one are of no use to another
+    adapter_from position of the prompt from which it acts; what is before it is the base's, also as a past
+    lease        whatever keeps the adapter where the model finds it while the request lives
     cache_salt   requests of one salt share kept pasts, and with no other salt
     checkpoints  positions of the prompt where another is likely to go on differently, such as the ends of turns:
                  the past up to there is kept if there is memory for it (see ``engine/points.py``)
@@ -163,6 +165,8 @@ class Request:
     guide: "Guide | None" = field(default=None, compare=False, repr=False)
     owner: str = field(default="", kw_only=True)
     adapter: str | None = field(default=None, kw_only=True)
+    adapter_from: int = field(default=0, kw_only=True)
+    lease: object = field(default=None, kw_only=True, compare=False, repr=False)
     cache_salt: str | None = field(default=None, kw_only=True)
     checkpoints: tuple[int, ...] = field(default=(), kw_only=True)
     inserts: "tuple[Insert, ...]" = field(default=(), kw_only=True, repr=False)

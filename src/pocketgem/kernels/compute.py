@@ -6,7 +6,7 @@ so types, shapes and contiguity are checked here; a violation is a fault of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from pocketgem import kernels
+from pocketgem.kernels.low_rank import PackedLowRank, packed_low_rank
 
 Tables = tuple[Tensor, Tensor]
 # Rows of a call and where their keys and values are: addresses of contiguous bfloat16 [keys, kv_heads, head_dim].
 Target = tuple[int, int, int, int]  # start, stop, place of the keys, place of the values
 Sight = tuple[Tensor, Tensor | None]  # [rows] int64: positions, and the last positions seen where they are others
 Span = tuple[int, int, int, int, int, int]  # start, stop, keys, values, position of the first key, number of keys
+Change = tuple[int, int, PackedLowRank]  # start, stop of rows of a call, and what their product is changed by
+Segment = tuple[int, int, int]  # start, stop, number of the adapter that rows of a call have
 PLAIN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -92,6 +95,12 @@ class Compute:
         weight: Weight = self._native.Weight(PLAIN[data.dtype], rows, cols, data.data_ptr(), data.nbytes, data)
         return weight
 
+    def low_rank(self, A: Tensor, B: Tensor, scale: float) -> PackedLowRank:
+        """``scale * B @ A``, A ``[rank, in]``, B ``[out, rank]``, as a change of products of a matrix ``[out, in]``."""
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+            raise ValueError(f"a change of {list(A.shape)} and {list(B.shape)}")
+        return packed_low_rank(self._native, A, B, scale)
+
     def rows(self, type: str, table: Tensor, shape: tuple[int, int], ids: Tensor, factor: float) -> Tensor:
         """Rows ``ids`` (int64) of a stored table of ``shape``, times ``factor``: ``[ids, cols]``."""
         rows, cols = shape
@@ -104,10 +113,20 @@ class Compute:
 
     # ---- products ----------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, weight: Weight, norm: Norm | None = None) -> Tensor:
-        """``norm(x) @ weight.T``."""
+    def linear(self, x: Tensor, weight: Weight, norm: Norm | None = None, changes: Sequence[Change] = ()) -> Tensor:
+        """``norm(x) @ weight.T``, and what ``changes`` add to some rows of it."""
         out = torch.empty(x.shape[0], weight.rows)
-        self._native.linear(self._kernels, _rows(x, weight.cols), x.shape[0], *_norm(norm), weight, out.data_ptr())
+        source = _rows(x, weight.cols)
+        self._native.linear(self._kernels, source, x.shape[0], *_norm(norm), weight, out.data_ptr(), _natives(changes))
+        return out
+
+    def change_(self, out: Tensor, x: Tensor, changes: Sequence[Change]) -> Tensor:
+        """Add to the products ``out`` of rows x what ``changes`` add to some of them, in place."""
+        source, rows = _rows(x, x.shape[-1]), x.shape[0]
+        target = _rows(out, out.shape[-1])
+        if out.shape[0] != rows:
+            raise ValueError(f"change: {out.shape[0]} products of {rows} rows")
+        self._native.change_rows(self._kernels, source, rows, x.shape[-1], out.shape[-1], target, _natives(changes))
         return out
 
     def fine_linear(self, x: Tensor, weight: Weight) -> Tensor:
@@ -124,11 +143,26 @@ class Compute:
         self._native.linears(self._kernels, source, x.shape[0], *_norm(norm), list(weights), addresses)
         return outs
 
-    def geglu(self, x: Tensor, gate: Weight, up: Weight, norm: Norm | None = None) -> Tensor:
-        """``gelu_tanh(norm(x) @ gate.T) * (norm(x) @ up.T)``."""
+    def geglu(
+        self,
+        x: Tensor,
+        gate: Weight,
+        up: Weight,
+        norm: Norm | None = None,
+        changes: tuple[Sequence[Change], Sequence[Change]] = ((), ()),
+    ) -> Tensor:
+        """``gelu_tanh(norm(x) @ gate.T) * (norm(x) @ up.T)``; changes: of gate's products, and of up's."""
         out = torch.empty(x.shape[0], gate.rows)
-        source = _rows(x, gate.cols)
-        self._native.geglu_linear(self._kernels, source, x.shape[0], *_norm(norm), gate, up, out.data_ptr())
+        self._native.geglu_linear(
+            self._kernels,
+            _rows(x, gate.cols),
+            x.shape[0],
+            *_norm(norm),
+            gate,
+            up,
+            out.data_ptr(),
+            *map(_natives, changes),
+        )
         return out
 
     def gated(self, x: Tensor, weight: Weight, vectors: Tensor) -> Tensor:
@@ -296,8 +330,16 @@ class Compute:
         return x
 
 
+def nobodys(count: int) -> Sequence[Segment]:
+    """Rows of a call that no adapter changes: all."""
+    return ()
+
+
 class FusedDecoder:
-    """A decoder layer in two calls: ``write_keys``, then ``run`` (or ``attention`` alone)."""
+    """A decoder layer in two calls: ``write_keys``, then ``run`` (or ``attention`` alone).
+
+    Adapters that it was told of by ``put`` change the rows that are theirs: ``whose`` is asked for each call.
+    """
 
     def __init__(
         self,
@@ -325,6 +367,15 @@ class FusedDecoder:
         }
         addresses = {name: norm.weight.data_ptr() for name, norm in self._norms.items()}
         self._layer = native.Layer(dict(parts), addresses, numbers)
+        self.whose: Callable[[int], Sequence[Segment]] = nobodys
+
+    def put(self, number: int, changes: Mapping[str, PackedLowRank]) -> None:
+        """Know an adapter's changes of this layer's parts. Raises ValueError for one that does not fit."""
+        self._layer.put(number, {part: change.native for part, change in changes.items()})
+
+    def drop(self, number: int) -> None:
+        """Forget an adapter; nothing happens where it is not known."""
+        self._layer.drop(number)
 
     def write_keys(self, x: Tensor, tables: Tables, targets: Sequence[Target]) -> None:
         """Project the residual rows x ``[rows, hidden]`` and store their keys and values."""
@@ -335,6 +386,7 @@ class FusedDecoder:
             x.shape[0],
             *_angles(tables, 2 * self._half),
             targets,
+            self.whose(x.shape[0]),
         )
 
     def attention(self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span]) -> Tensor:
@@ -342,7 +394,15 @@ class FusedDecoder:
         out = torch.empty_like(x)
         angles, rows = _angles(tables, 2 * self._half), _rows(x, self._hidden)
         self._native.layer_attention(
-            self._kernels, self._layer, rows, x.shape[0], *angles, *_sight(sight), spans, out.data_ptr()
+            self._kernels,
+            self._layer,
+            rows,
+            x.shape[0],
+            *angles,
+            *_sight(sight),
+            spans,
+            out.data_ptr(),
+            self.whose(x.shape[0]),
         )
         return out
 
@@ -364,6 +424,7 @@ class FusedDecoder:
             vector,
             stride,
             out.data_ptr(),
+            self.whose(x.shape[0]),
         )
         return out
 
@@ -379,6 +440,10 @@ def _rows(x: Tensor, width: int) -> int:
     if x.shape[-1] != width or x.ndim != 2:
         raise ValueError(f"rows of {list(x.shape)} for a kernel of width {width}")
     return x.data_ptr()
+
+
+def _natives(changes: Sequence[Change]) -> list[tuple[int, int, Any]]:
+    return [(start, stop, change.native) for start, stop, change in changes]
 
 
 def _norm(norm: Norm | None) -> tuple[int, float]:

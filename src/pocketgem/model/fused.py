@@ -7,12 +7,14 @@ plain ones' places, from outside; ``tests/test_packed.py`` compares the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pocketgem.kernels.compute import Compute, FusedDecoder, Heads, Norm, Span, Target, Weight
+from pocketgem.kernels.compute import Change, Compute, FusedDecoder, Heads, Norm, Span, Target, Weight
+from pocketgem.kernels.low_rank import PackedLowRank
 from pocketgem.model.cache import KeysValues, Slot, Step
 from pocketgem.model.gemma import DecoderLayer, Gemma
 from pocketgem.model.gemma3n import Gemma3nLayer
@@ -149,6 +151,19 @@ def plain_heads(attention: Attention) -> Heads:
     )
 
 
+@dataclass(frozen=True)
+class MixedChanges:
+    """What adapters change of one matrix of a layer that ``decoder`` does not multiply itself."""
+
+    decoder: FusedDecoder  # knows whose the rows of a call are
+    known: dict[int, PackedLowRank] = field(default_factory=dict)
+
+    def of(self, count: int) -> list[Change]:
+        """For a call with so many rows."""
+        runs = self.decoder.whose(count)
+        return [(start, stop, self.known[who]) for start, stop, who in runs if who in self.known]
+
+
 class FusedMLP(nn.Module):
     """``layers.MLP`` in two calls; where an ``entry`` norm is given, x is normed on the way in."""
 
@@ -156,10 +171,15 @@ class FusedMLP(nn.Module):
         super().__init__()
         self.compute, self.entry = compute, None if entry is None else norm_of(entry)
         self.gate, self.up, self.down = (matrix_of(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self.changes: dict[str, MixedChanges] = {}  # by gate, up, down
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.compute.geglu(x.contiguous(), self.gate, self.up, self.entry)
-        return self.compute.linear(inner, self.down)
+        opened = self._changes("gate", x), self._changes("up", x)
+        inner = self.compute.geglu(x.contiguous(), self.gate, self.up, self.entry, opened)
+        return self.compute.linear(inner, self.down, changes=self._changes("down", x))
+
+    def _changes(self, part: str, x: Tensor) -> Sequence[Change]:
+        return self.changes[part].of(len(x)) if part in self.changes else ()
 
 
 class FusedPerLayerInputs(nn.Module):

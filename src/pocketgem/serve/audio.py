@@ -100,7 +100,8 @@ async def _answer(serving: Serving, call: Call, wanted: Wanted) -> Response:
 async def _ask(serving: Serving, desk: Desk, wanted: Wanted, sound: Sound) -> Said:
     """One piece through the engine. Its client leaving ends it. Raises MediaError, PromptError, RunError."""
     sampling = {"temperature": wanted.temperature, "max_tokens": MAX_TOKENS}
-    job = ChatJob(desk.loaded.name, tuple(wanted.task.messages(sound)), sampling=sampling, thinking=False)
+    loaded, messages = desk.loaded, tuple(wanted.task.messages(sound))
+    job = ChatJob(loaded.name, messages, sampling=sampling, thinking=False, adapter=loaded.adapter)
     made = await ready(serving, desk.call, desk.loaded.llm, job)
     run = desk.submit(made.request)
     return said([update async for update in desk.updates(run, job.shape)])

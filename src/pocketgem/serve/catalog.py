@@ -16,6 +16,7 @@ class Listed:
     chat        whether it has a chat template
     loaded      whether it is in memory
     takes       text, image, audio, video: what a prompt can hold, None while nobody has looked
+    parent      the model that this is with an adapter on
     """
 
     id: str
@@ -24,16 +25,18 @@ class Listed:
     chat: bool | None = None
     loaded: bool | None = None
     takes: tuple[str, ...] | None = None
+    parent: str | None = None
 
 
 def entry(model: Listed) -> dict[str, object]:
-    """One model. ``context_length``, ``chat``, ``loaded`` and ``input_modalities`` are extensions."""
+    """One model. ``context_length``, ``chat``, ``loaded``, ``input_modalities`` and ``parent`` are extensions."""
     takes = None if model.takes is None else list(model.takes)
     extensions = {
         "context_length": model.context,
         "chat": model.chat,
         "loaded": model.loaded,
         "input_modalities": takes,
+        "parent": model.parent,
     }
     return {
         "id": model.id,

@@ -7,7 +7,7 @@ from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, FieldError, Fields, moved, shown
 from pocketgem.serve.history import MAX_MESSAGES, Message, call, joined, thought_of
 from pocketgem.serve.job import ChatJob
-from pocketgem.serve.options import EXTENSIONS, at_least, biases, effort, sampling, stops, thinking
+from pocketgem.serve.options import EXTENSIONS, adapter_of, at_least, biases, effort, sampling, stops, thinking
 from pocketgem.serve.parts import CHAT, content
 from pocketgem.serve.tools import (
     MAX_TOOLS,
@@ -29,7 +29,7 @@ _LIMITS = ("max_completion_tokens", "max_tokens")  # the first that is given cou
 _READ = {
     *_SAMPLING, *_LIMITS, "min_tokens", "model", "messages", "tools", "tool_choice", "parallel_tool_calls",
     "response_format", "regex", "stop", "logit_bias", "logprobs", "top_logprobs", "n", "stream", "stream_options",
-    "reasoning_effort", "thinking_budget", "chat_template_kwargs", "modalities",
+    "reasoning_effort", "thinking_budget", "chat_template_kwargs", "adapter", "modalities",
 }  # fmt: skip
 
 # Given by official clients, and the answer is the same without them.
@@ -75,6 +75,7 @@ def read(body: object) -> Asked:
         sampling=_sampling(fields),
         stream=stream,
         progress=stream,
+        adapter=adapter_of(fields),
     )
     usage, progress = options.flag("include_usage", False), options.flag("include_progress", False)
     return Asked(job, usage or not stream, progress, fields.unread(KNOWN))

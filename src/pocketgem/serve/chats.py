@@ -53,9 +53,10 @@ class Chat:
         """Answer a request, or begin to."""
         asked = await asyncio.to_thread(self.read, call, data)
         async with AsyncExitStack() as stack:
-            loaded = await stack.enter_async_context(serving.registry.use(asked.job.model or None))
+            loaded = await stack.enter_async_context(serving.registry.use(asked.job.model or None, asked.job.adapter))
             call.note["model"] = loaded.name
-            asked = replace(asked, job=replace(asked.job, model=asked.job.model or loaded.name))
+            job = replace(asked.job, model=asked.job.model or loaded.asked, adapter=loaded.adapter)
+            asked = replace(asked, job=job)
             made = await ready(serving, call, loaded.llm, asked.job)
             desk = Desk(loaded, serving.metrics, stack, call, made.notes)
             run = desk.submit(made.request)
@@ -151,7 +152,7 @@ def responses_route(kept: Kept) -> Chat:
 async def count_tokens(serving: Serving, call: Call, data: dict[str, object]) -> Response:
     """Anthropic's count of a prompt, without an answer to it."""
     job = messages.read(data, counting=True).job
-    async with serving.registry.use(job.model or None) as loaded:
+    async with serving.registry.use(job.model or None, job.adapter) as loaded:
         call.note["model"] = loaded.name
-        laid = await counted(serving, call, loaded.llm, job)
+        laid = await counted(serving, call, loaded.llm, replace(job, adapter=loaded.adapter))
         return json_reply(messages.count(len(laid.ids), laid.media))

@@ -22,6 +22,7 @@ from pocketgem.serve.dialect import Sent
 from pocketgem.serve.faults import body_of, fault_of
 from pocketgem.serve.fields import Fields
 from pocketgem.serve.legacy_logprobs import Lists, LogprobWriter
+from pocketgem.serve.models import Loaded
 from pocketgem.serve.prompts import ids_of
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.sse import DONE, frame
@@ -61,9 +62,9 @@ async def create(serving: Serving, call: Call, data: dict[str, object]) -> Respo
     """Answer a request, or begin to."""
     wanted = Wanted.read(Fields.of(data))
     async with AsyncExitStack() as stack:
-        loaded = await stack.enter_async_context(serving.registry.use(wanted.model))
+        loaded = await stack.enter_async_context(serving.registry.use(wanted.model, wanted.adapter))
         call.note["model"] = loaded.name
-        choices = await asyncio.to_thread(_choices, loaded.llm, wanted)
+        choices = await asyncio.to_thread(_choices, loaded, wanted)
         answering = Answering(Desk(loaded, serving.metrics, stack, call), wanted, choices, call)
         answering.begin()
         if wanted.stream:
@@ -80,7 +81,7 @@ class Answering:
             "id": f"cmpl-{call.id}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": desk.loaded.name,
+            "model": desk.loaded.asked,
         }
         self._gate = asyncio.Semaphore(SIDE_BY_SIDE)
         self._news: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
@@ -183,15 +184,16 @@ def _entry(index: int, text: str, lists: Lists | None, finish: FinishReason | No
     }
 
 
-def _choices(llm: LLM, wanted: Wanted) -> list[Choice]:
+def _choices(loaded: Loaded, wanted: Wanted) -> list[Choice]:
     """Everything that can be wrong with a prompt is found here, before the first token."""
     choices: list[Choice] = []
+    llm = loaded.llm
     for number, prompt in enumerate(wanted.prompts):
         path = "prompt" if len(wanted.prompts) == 1 else f"prompt[{number}]"
         ids = ids_of(llm, prompt, path, parse_special=wanted.parse_special)
         shown = _shown(llm, prompt, ids) if wanted.echo else ""
         for copy in range(wanted.n):
-            request = llm.request(ids, **_sampling(wanted, copy))
+            request = llm.request(ids, adapter=loaded.adapter, **_sampling(wanted, copy))
             writer = None
             if wanted.logprobs is not None:
                 writer = LogprobWriter(llm.tokenizer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pocketgem.engine.request import MAX_ID, MAX_LOGPROBS
 from pocketgem.llm import Prompt
 from pocketgem.serve.fields import Fields
-from pocketgem.serve.options import EXTENSIONS, at_least, biases, sampling, stops
+from pocketgem.serve.options import EXTENSIONS, adapter_of, at_least, biases, sampling, stops
 from pocketgem.serve.prompts import prompts_of
 
 DEFAULT_TOKENS = 16  # what the OpenAI API makes when nobody says how many
@@ -31,6 +31,7 @@ class Wanted:
     sampling: dict[str, object]
     stream: bool
     usage: bool
+    adapter: str | None = None
 
     @classmethod
     def read(cls, fields: Fields) -> Wanted:
@@ -48,6 +49,7 @@ class Wanted:
             sampling={**sampling(fields, _SAMPLING), **stops(fields, "stop"), **biases(fields), **_least(fields)},
             stream=stream,
             usage=stream and fields.section("stream_options").flag("include_usage", False),
+            adapter=adapter_of(fields),
         )
         if wanted.n * len(wanted.prompts) > MAX_CHOICES:
             fields.refuse("n", f"times the number of prompts is more than {MAX_CHOICES}")

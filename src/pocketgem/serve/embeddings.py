@@ -16,6 +16,7 @@ from starlette.responses import Response
 from pocketgem.llm import LLM, Prompt
 from pocketgem.serve.call import Call
 from pocketgem.serve.fields import Fields
+from pocketgem.serve.models import Loaded
 from pocketgem.serve.prompts import ids_of, prompts_of
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.tokens import model_of
@@ -32,13 +33,13 @@ async def create(serving: Serving, call: Call, data: dict[str, object]) -> Respo
         width = loaded.llm.model.config.hidden_size
         dimensions = fields.whole("dimensions", width, low=1, high=width)
         inputs = await asyncio.to_thread(_inputs, loaded.llm, prompts)
-        vectors = [await _vector(loaded.llm, ids) for ids in inputs]
+        vectors = [await _vector(loaded, ids) for ids in inputs]
         read = sum(map(len, inputs))
         call.note["prompt_tokens"] = read
         return json_reply(
             {
                 "object": "list",
-                "model": loaded.name,
+                "model": loaded.asked,
                 "data": [
                     {"object": "embedding", "index": index, "embedding": _written(vector[:dimensions], encoding)}
                     for index, vector in enumerate(vectors)
@@ -53,11 +54,14 @@ def _inputs(llm: LLM, prompts: list[Prompt]) -> list[tuple[int, ...]]:
     return [ids_of(llm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
 
 
-async def _vector(llm: LLM, ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
+async def _vector(loaded: Loaded, ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """In a thread, given up between two chunks of the text when nobody waits any more."""
     given_up = threading.Event()
     try:
-        return np.array(await asyncio.to_thread(llm.embed, ids, proceed=lambda: not given_up.is_set()), np.float32)
+        vector = await asyncio.to_thread(
+            loaded.llm.embed, ids, proceed=lambda: not given_up.is_set(), adapter=loaded.adapter
+        )
+        return np.array(vector, np.float32)
     finally:
         given_up.set()
 

@@ -55,24 +55,27 @@ async def version(serving: Serving, request: Request) -> Response:
 
 
 async def models(serving: Serving, request: Request) -> Response:
-    """All models."""
+    """All models, each also with every adapter that can be asked for."""
     registry = serving.registry
-    return json_reply(catalog([_listed(registry, entry) for entry in registry.entries.values()]))
+    named = [(entry, name) for entry in registry.entries.values() for name in (None, *entry.adapters)]
+    return json_reply(catalog([_listed(registry, entry, name) for entry, name in named]))
 
 
 async def model(serving: Serving, request: Request) -> Response:
     """One model by name. Raises Fault 404."""
     registry = serving.registry
-    return json_reply(entry(_listed(registry, registry.find(request.path_params["name"]))))
+    return json_reply(entry(_listed(registry, *registry.choose(request.path_params["name"]))))
 
 
-def _listed(registry: Registry, found: Entry) -> Listed:
+def _listed(registry: Registry, found: Entry, adapter: str | None = None) -> Listed:
     llm = None if found.loaded is None else found.loaded.llm
+    name = found.source.name
     return Listed(
-        found.source.name,
+        name if adapter is None else f"{name}:{adapter}",
         registry.created,
         context=None if llm is None else llm.engine.context,
-        chat=None if llm is None else llm.can_chat,
-        loaded=llm is not None,
+        chat=None if llm is None else llm.chats_with(adapter),
+        loaded=llm is not None and (adapter is None or llm.adapters.is_loaded(adapter)),
         takes=None if llm is None else ("text", *(kind for kind in KINDS if llm.can_chat and llm.senses.can(kind))),
+        parent=None if adapter is None else name,
     )

@@ -20,6 +20,7 @@ class ChatJob:
     thinking   whether the model may think first; None leaves it to the server's default
     sampling   options of SamplingParams by name; what is absent comes from the checkpoint
     progress   whether the stream tells how far the prompt was read
+    adapter    the adapter's name, where one is asked for
     """
 
     model: str
@@ -29,6 +30,7 @@ class ChatJob:
     sampling: Mapping[str, object] = field(default_factory=dict)
     stream: bool = False
     progress: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ class Loader:
     options: dict[str, Any]
     mmprojs: dict[str, Path]  # files with the towers of some models, by the models' names
     cache_dir: Path | None  # each model's pasts in a folder of its own in there
+    adapters: dict[str, dict[str, Path]] = field(default_factory=dict)  # of each model: folders by name
 
     def opened(self, name: str, model: str) -> Checkpoint:
         """The checkpoint with its headers read. Raises all that can be said without torch."""
@@ -56,7 +57,7 @@ class Loader:
     def source(self, name: str, model: str, weight: int) -> Source:
         from pocketgem.serve.models import Source
 
-        return Source(name, lambda: self(name, model), weight)
+        return Source(name, lambda: self(name, model), weight, self.adapters.get(name, {}))
 
     def __call__(self, name: str, model: str, progress: Callable[[int, int], None] | None = None) -> LLM:
         import torch  # here: all that can be wrong without it has been said

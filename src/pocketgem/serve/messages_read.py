@@ -9,7 +9,17 @@ from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, Fields, shown
 from pocketgem.serve.history import MAX_MESSAGES, MAX_PARTS, Message, call, joined, refuse_part
 from pocketgem.serve.job import ChatJob
-from pocketgem.serve.options import EXTENSIONS, MAX_THINKING, Thinking, biases, effort, sampling, stops, thinking
+from pocketgem.serve.options import (
+    EXTENSIONS,
+    MAX_THINKING,
+    Thinking,
+    adapter_of,
+    biases,
+    effort,
+    sampling,
+    stops,
+    thinking,
+)
 from pocketgem.serve.parts import ANTHROPIC, content, part, together, with_text_first
 from pocketgem.serve.tools import MAX_TOOLS, Format, Tool, checked_names, declared, json_format, regex, shape
 from pocketgem.text.shape import Shape, ToolChoice
@@ -17,7 +27,7 @@ from pocketgem.text.shape import Shape, ToolChoice
 _SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p", "max_tokens": "max_tokens"}
 _READ = {
     *_SAMPLING, "model", "messages", "system", "tools", "tool_choice", "stop_sequences", "stream", "thinking",
-    "output_config", "logit_bias", "regex", "thinking_budget", "chat_template_kwargs",
+    "output_config", "logit_bias", "regex", "thinking_budget", "chat_template_kwargs", "adapter",
 }  # fmt: skip
 HARMLESS = {
     "metadata", "service_tier", "speed", "cache_control", "inference_geo", "diagnostics", "user_profile_id",
@@ -52,6 +62,7 @@ def read(body: object, *, counting: bool = False) -> Asked:
         sampling={**sampling(fields, _SAMPLING), **stops(fields, "stop_sequences"), **biases(fields)},
         stream=stream,
         progress=stream,
+        adapter=adapter_of(fields),
     )
     odd = fields.section("thinking").unread({"type", "budget_tokens"})
     return Asked(job, ignored=skipped + odd + fields.unread(KNOWN))

@@ -7,7 +7,8 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pocketgem.llm import LLM
 from pocketgem.memory.program import give_back
@@ -21,20 +22,28 @@ TICK = 5.0  # seconds between looks at who is idle
 
 @dataclass(frozen=True)
 class Source:
-    """One model of the command line. weight: bytes that it will take, as planned from its headers."""
+    """One model of the command line. weight: bytes that it will take, as planned from its headers. adapters: folders
+    of those that can be asked for, by name."""
 
     name: str
     load: Callable[[], LLM]
     weight: int = 0
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory."""
+    """A model in memory, and for one request the adapter that was asked for with it."""
 
     name: str
     llm: LLM
     service: Service
+    adapter: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """What an answer calls it."""
+        return self.name if self.adapter is None else f"{self.name}:{self.adapter}"
 
 
 @dataclass
@@ -44,6 +53,11 @@ class Entry:
     loading: asyncio.Task[Loaded] | None = None
     users: int = 0
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of adapters that can be asked for with it."""
+        return list(dict.fromkeys([*self.source.adapters, *(self.loaded.llm.adapters.names if self.loaded else ())]))
 
 
 class Registry:
@@ -83,14 +97,35 @@ class Registry:
         return [entry.loaded for entry in self.entries.values() if entry.loaded is not None]
 
     def find(self, name: str | None) -> Entry:
-        """The entry of a name; the default for None. Raises Fault 404."""
-        entry = self.entries.get(self.default if name is None else self.aliases.get(name, name))
+        """The entry of a name, MODEL or MODEL:ADAPTER; the default for None. Raises Fault 404."""
+        return self.choose(name)[0]
+
+    def choose(self, name: str | None, adapter: str | None = None) -> tuple[Entry, str | None]:
+        """The entry of a name and the adapter that is asked for, in the name or beside it.
+
+        Raises Fault 404 for either, 400 where the two ways name different ones.
+        """
+        entry, named = self._entry(self.default if name is None else name), None
+        if entry is None and name is not None:
+            model, _, named = name.rpartition(":")
+            entry = self._entry(model) if named else None
         if entry is None:
             raise Fault(
                 404, f"there is no model {name[:100] if name else name!r}; see /v1/models", field="model",
                 code="model_not_found",
             )  # fmt: skip
-        return entry
+        if adapter and named and adapter != named:
+            raise Fault(400, "the model's name asks for one adapter and the field for another", field="adapter")
+        wanted = adapter or named or None
+        if wanted is not None and wanted not in entry.adapters:
+            raise Fault(
+                404, f"there is no adapter {wanted[:100]!r} for {entry.source.name}; see /v1/models",
+                field="adapter" if adapter else "model", code="adapter_not_found",
+            )  # fmt: skip
+        return entry, wanted
+
+    def _entry(self, name: str) -> Entry | None:
+        return self.entries.get(self.aliases.get(name, name))
 
     async def start(self, ready: Mapping[str, LLM] | None = None) -> None:
         """Begin, with models that were loaded before."""
@@ -110,15 +145,15 @@ class Registry:
             entry.loaded = None
 
     @asynccontextmanager
-    async def use(self, name: str | None) -> AsyncIterator[Loaded]:
+    async def use(self, name: str | None, adapter: str | None = None) -> AsyncIterator[Loaded]:
         """A model for the length of one request; it is loaded if need be, and not unloaded meanwhile.
 
-        Raises Fault 404, 503 where other models take the memory, and what loading raises.
+        Raises what ``choose`` does, Fault 503 where other models take the memory, and what loading raises.
         """
-        entry = self.find(name)
+        entry, wanted = self.choose(name, adapter)
         entry.users += 1
         try:
-            yield await self._ready(entry)
+            yield replace(await self._ready(entry), adapter=wanted)
         finally:
             entry.users -= 1
             entry.last_used = time.monotonic()
@@ -147,6 +182,8 @@ class Registry:
             entry.loading = None
 
     def _serve(self, name: str, llm: LLM) -> Loaded:
+        for adapter, folder in self.entries[name].source.adapters.items():
+            llm.adapters.offer(adapter, folder)
         service = Service(llm, max_waiting=self.max_waiting, max_unread=MAX_UNREAD)
         service.start()
         return Loaded(name, llm, service)

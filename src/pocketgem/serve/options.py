@@ -12,7 +12,7 @@ from typing import Any
 
 from pocketgem.engine.request import MAX_BIASES, MAX_ID, SamplingParams
 from pocketgem.errors import PromptError
-from pocketgem.serve.fields import FieldError, Fields, shown
+from pocketgem.serve.fields import MAX_NAME, FieldError, Fields, shown
 
 MAX_THINKING = MAX_ID  # tokens; a budget that is larger than the context is none
 
@@ -51,6 +51,11 @@ def sampling(fields: Fields, names: Mapping[str, str]) -> dict[str, object]:
             off = ours == "top_k" and type(value) is int and value in (0, -1)  # as other servers spell "keep all"
             found[ours] = None if off else checked(ours, value, fields.at(theirs))
     return found
+
+
+def adapter_of(fields: Fields) -> str | None:
+    """The extension ``adapter``: a name, as ``MODEL:NAME`` in ``model`` gives it. An empty one asks for none."""
+    return fields.text("adapter", "", most=MAX_NAME) or None
 
 
 def at_least(fields: Fields, found: Mapping[str, object], key: str = "min_tokens") -> dict[str, object]:

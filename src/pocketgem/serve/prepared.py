@@ -55,7 +55,7 @@ def ready_of(serving: Serving, call: Call, llm: LLM, job: ChatJob, proceed: Proc
     thinking = thinks(serving, job)
     laid = _laid(serving, call, llm, job, thinking, proceed)
     sampling: dict[str, Any] = dict(job.sampling)
-    request = llm.request(laid, job.shape, thinking=thinking, proceed=proceed, **sampling)
+    request = llm.request(laid, job.shape, thinking=thinking, proceed=proceed, adapter=job.adapter, **sampling)
     return Ready(request, laid.notes)
 
 
@@ -68,7 +68,7 @@ def _laid(serving: Serving, call: Call, llm: LLM, job: ChatJob, thinking: bool, 
         llm.senses.decoder = serving.media.decoder
         bring(job.messages, proceed, remote=serving.settings.allow_remote_media)
     tools = list(job.shape.tools) or None
-    return llm.read_chat(job.messages, tools=tools, thinking=thinking, owner=call.owner)
+    return llm.read_chat(job.messages, tools=tools, thinking=thinking, owner=call.owner, adapter=job.adapter)
 
 
 def bring(messages: Iterable[Mapping[str, object]], proceed: Proceed = lambda: True, *, remote: bool) -> None:

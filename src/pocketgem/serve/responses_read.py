@@ -9,7 +9,7 @@ from pocketgem.serve.dialect import Asked
 from pocketgem.serve.fields import MAX_NAME, Fields, plain, shown
 from pocketgem.serve.history import MAX_MESSAGES, Message
 from pocketgem.serve.job import ChatJob
-from pocketgem.serve.options import EFFORTS, EXTENSIONS, biases, effort, sampling, thinking
+from pocketgem.serve.options import EFFORTS, EXTENSIONS, adapter_of, biases, effort, sampling, thinking
 from pocketgem.serve.responses_items import messages_of
 from pocketgem.serve.tools import (
     MAX_TOOLS,
@@ -30,7 +30,7 @@ _SAMPLING = {**EXTENSIONS, "temperature": "temperature", "top_p": "top_p", "max_
 _READ = {
     *_SAMPLING, "model", "input", "instructions", "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning",
     "previous_response_id", "store", "stream", "stream_options", "include", "top_logprobs", "metadata", "truncation",
-    "logit_bias", "regex", "thinking_budget", "chat_template_kwargs",
+    "logit_bias", "regex", "thinking_budget", "chat_template_kwargs", "adapter",
 }  # fmt: skip
 HARMLESS = {
     "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
@@ -63,6 +63,7 @@ def read(body: object, recall: Recall | None = None) -> Asked:
         sampling=_sampling(fields),
         stream=stream,
         progress=stream,
+        adapter=adapter_of(fields),
     )
     return Asked(
         job,

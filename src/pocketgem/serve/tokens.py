@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pocketgem.engine.request import MAX_ID
-from pocketgem.llm import LLM
 from pocketgem.serve.call import Call
 from pocketgem.serve.fields import FieldError, Fields, shown
+from pocketgem.serve.models import Loaded
 from pocketgem.serve.replies import json_reply
 from pocketgem.serve.wiring import Serving
 
@@ -27,7 +27,7 @@ async def tokenize(serving: Serving, call: Call, data: dict[str, object]) -> Res
     fields = Fields.of(data)
     async with serving.registry.use(model_of(fields)) as loaded:
         call.note["model"] = loaded.name
-        ids = await asyncio.to_thread(_ids, loaded.llm, fields)
+        ids = await asyncio.to_thread(_ids, loaded, fields)
         answer: dict[str, object] = {"count": len(ids), "max_model_len": loaded.llm.engine.context, "tokens": ids}
         if fields.flag("return_token_strs", False):
             answer["token_strs"] = [loaded.llm.detokenize([id]) for id in ids]
@@ -73,19 +73,19 @@ def model_of(fields: Fields) -> str | None:
     return fields.text("model", most=256) if fields.has("model") else None
 
 
-def _ids(llm: LLM, fields: Fields) -> list[int]:
+def _ids(loaded: Loaded, fields: Fields) -> list[int]:
     add_bos = fields.flag("add_special_tokens", True)
     if fields.has("messages"):
         messages = [section.data for section in fields.sections("messages")]
-        return _conversation(llm, messages, fields)
+        return _conversation(loaded, messages, fields)
     text = fields.text("prompt")
-    return llm.tokenize(text, add_bos=add_bos, parse_special=fields.flag("parse_special", True))
+    return loaded.llm.tokenize(text, add_bos=add_bos, parse_special=fields.flag("parse_special", True))
 
 
-def _conversation(llm: LLM, messages: Sequence[Mapping[str, object]], fields: Fields) -> list[int]:
+def _conversation(loaded: Loaded, messages: Sequence[Mapping[str, object]], fields: Fields) -> list[int]:
     tools = [section.data for section in fields.sections("tools")] or None
     thinking = fields.section("chat_template_kwargs").flag("enable_thinking", False)
-    return llm.chat_prompt(messages, tools=tools, thinking=thinking)
+    return loaded.llm.chat_prompt(messages, tools=tools, thinking=thinking, adapter=loaded.adapter)
 
 
 def _id(path: str, value: object) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,10 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Builds the encoder, in a second for a quarter of a million tokens. Raises TokenizerError for bad merges."""
         self._bpe = _encoder(vocabulary)
-        self._vocabulary = replace(vocabulary, merges=tuple)  # the lists they are made of are as large as the encoder
+        self._name(replace(vocabulary, merges=tuple))  # the lists they are made of are as large as the encoder
+
+    def _name(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._special_ids = vocabulary.control_ids
         self._lengths = sorted({len(text) for text in vocabulary.control}, reverse=True)
         self._starts = re.compile(f"[{re.escape(''.join(sorted({text[0] for text in vocabulary.control})))}]")
@@ -50,6 +54,16 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
         """From the ``tokenizer.ggml.*`` keys of a GGUF file. Raises TokenizerError."""
         return cls(vocab.from_gguf(metadata))
+
+    def renamed(self, names: Mapping[str, int]) -> Tokenizer:
+        """The same with reserved tokens (``<unused7>``) called by these names.
+
+        Names of ordinary tokens, and of ids that this vocabulary does not have, say nothing here: libraries list all
+        they know. Raises TokenizerError for a control token that has another name, and for a name of another token.
+        """
+        other = copy(self)  # it shares the encoder, which never makes a control token
+        other._name(self._vocabulary.renamed(names))
+        return other
 
     @property
     def vocab_size(self) -> int:

@@ -19,7 +19,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from typing import TypeVar
@@ -45,6 +45,8 @@ _CONTROL_LIKE = re.compile(
     re.DOTALL,
 )
 
+_RESERVED = re.compile(r"<unused\d+>")
+
 # What ends a model's turn, beside the end-of-sequence token.
 TURN_ENDS = ("<turn|>", "<end_of_turn>", "<|tool_response>", "<start_function_response>")
 
@@ -68,6 +70,18 @@ class Vocabulary:
     adds_bos: bool
     whole: Sequence[str]  # the user-defined tokens
     merges: Callable[[], Merges]
+
+    def renamed(self, names: Mapping[str, int]) -> Vocabulary:
+        """With these names for reserved control tokens. Raises TokenizerError for names that speak of other tokens."""
+        control, spellings = {**self.control}, [*self.spellings]
+        for name, id in names.items():
+            if not 0 <= id < len(spellings) or control.get(spellings[id]) != id or spellings[id] == name:
+                continue
+            if name in control or not _RESERVED.fullmatch(spellings[id]):
+                raise TokenizerError(f"token {id} cannot be called {name!r}: it is {spellings[id]!r} here")
+            del control[spellings[id]]
+            control[name], spellings[id] = id, name
+        return replace(self, control=control, spellings=spellings)
 
     @cached_property
     def control_ids(self) -> frozenset[int]:

@@ -1,0 +1,238 @@
+"""Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
+
+    python -m benchmarks.tool_calls data FOLDER                      train.jsonl, valid.jsonl, held_out.jsonl
+    python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
+
+All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
+value with what is trained on (no name, city, item, ...), and half of it is worded in ways that are never trained on. A
+request comes with three tools, of which one or none serves; where none does, the answer is ``NONE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import string
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketgem.llm import LLM
+
+NONE = "None of my tools can do that."
+SHARE_NONE, SHARE_RESULT = 0.1, 0.1  # of the examples: no tool serves; a tool has answered and its result is to be told
+COUNTS = {"train": 2400, "valid": 80, "held_out": 400}
+
+# Values of texts. Every fourth is held out.
+VALUES = {
+    "name": "Anna Ben Carla David Emma Felix Greta Hugo Ines Jonas Klara Leo Maria Noah Olga Paul Rosa Sam Tina Umar "
+    "Vera Will Yara Zoe Alice Bruno Chloe Dario Elena Fatima George Hana Ivan Julia Kenji Laura Marco Nina Oscar Priya",
+    "city": "Paris London Tokyo Berlin Madrid Rome Oslo Cairo Lima Delhi Seoul Dublin Vienna Prague Lisbon Athens "
+    "Warsaw Geneva Boston Denver Toronto Sydney Nairobi Mumbai Zurich Munich Naples Seville Hamburg Kyoto Dallas Perth",
+    "artist": "Adele Bach Beyonce Bowie Chopin Coldplay Drake Eminem Enya Madonna Metallica Mozart Muse Nirvana Oasis "
+    "Prince Queen Radiohead Rihanna Sade Shakira Sting Toto Vivaldi Wagner Abba Blur Cher Dido Elvis Genesis Kraftwerk",
+    "item": "milk bread eggs butter rice apples pasta cheese coffee tea sugar salt flour honey onions carrots soap "
+    "batteries candles paper pepper yogurt bananas tomatoes lemons beans oats garlic spinach chocolate napkins olives",
+    "room": "kitchen bedroom bathroom garage hallway office cellar attic nursery library balcony garden",
+    "place": "airport station museum library hospital harbour stadium market theatre university zoo castle park beach "
+    "cathedral pharmacy",
+    "thing": "I am late|the train is delayed|dinner is ready|I will call tomorrow|the keys are under the mat|"
+    "we meet at noon|the car is fixed|happy birthday|I found your phone|the meeting is moved|see you on Sunday|"
+    "the door is open|I am on my way|the parcel came|bring an umbrella|thanks for the help",
+    "title": "dentist|team lunch|yoga class|parents evening|budget review|piano lesson|car service|book club|"
+    "job interview|doctor visit|football match|wedding rehearsal|tax appointment|house viewing|school play|flu shot",
+    "currency": "euros dollars pounds yen francs rupees pesos kronor",
+    "day": "today tomorrow Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+}  # fmt: skip
+CLOSED = {"day", "currency", "room"}  # of which nothing is held out: they are what the tool takes
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function, what its parameters are filled from, and how people ask for it: the last two ways are held out."""
+
+    name: str
+    parameters: Mapping[str, str]  # parameter -> a list of VALUES, or a range of whole numbers "1-90"
+    wordings: tuple[str, ...]
+    fixed: Mapping[str, str] | None = None  # what is always said, by parameter
+
+    def declaration(self) -> dict[str, Any]:
+        """As OpenAI has it."""
+        types = {key: "integer" if filler[0].isdigit() else "string" for key, filler in self.parameters.items()}
+        properties = {key: {"type": kind} for key, kind in types.items()}
+        schema = {"type": "object", "properties": properties, "required": [*properties]}
+        return {"type": "function", "function": {"name": self.name, "parameters": schema}}
+
+
+TOOLS = (
+    Tool("set_timer", {"minutes": "1-90"}, (
+        "Set a timer for {minutes} minutes", "Start a {minutes} minute timer", "Timer, {minutes} minutes please",
+        "Remind me in {minutes} minutes", "Count down {minutes} minutes", "I need a timer of {minutes} minutes",
+        "Give me {minutes} minutes on the clock", "Ring in {minutes} minutes")),
+    Tool("set_alarm", {"hour": "0-23", "minute": "10-59"}, (
+        "Wake me at {hour}:{minute}", "Set an alarm for {hour}:{minute}", "Alarm at {hour}:{minute} please",
+        "I have to get up at {hour}:{minute}", "Can you wake me up at {hour}:{minute}?", "New alarm, {hour}:{minute}",
+        "Make sure I am awake by {hour}:{minute}", "Please let the alarm go off at {hour}:{minute}")),
+    Tool("call", {"name": "name"}, (
+        "Phone {name}", "Call {name}", "Ring {name} for me", "Give {name} a call", "I want to talk to {name}",
+        "Dial {name}", "Get {name} on the line", "Can you put me through to {name}?")),
+    Tool("send_message", {"to": "name", "text": "thing"}, (
+        "Tell {to} that {text}", "Text {to}: {text}", "Send {to} a message saying {text}", "Write to {to}: {text}",
+        "Message {to} that {text}", "Let {to} know that {text}",
+        "Drop {to} a line: {text}", "{to} should hear that {text}")),
+    Tool("get_weather", {"city": "city", "day": "day"}, (
+        "What is the weather in {city} {day}?", "Will it rain in {city} {day}?", "Weather for {city}, {day}",
+        "How warm is it in {city} {day}?", "Do I need a coat in {city} {day}?", "Forecast for {city} {day} please",
+        "Is it going to be sunny in {city} {day}?", "What does the sky look like in {city} {day}?")),
+    Tool("play_music", {"artist": "artist"}, (
+        "Play something by {artist}", "Put on {artist}", "I want to hear {artist}", "Play {artist}",
+        "Some {artist} please", "Music by {artist}", "Let us listen to {artist}", "How about a song of {artist}?")),
+    Tool("light_on", {"room": "room"}, (
+        "Turn on the light in the {room}", "Lights on in the {room}", "Switch the {room} light on",
+        "Make it bright in the {room}", "Light in the {room} please", "{room} light on",
+        "It is dark in the {room}", "I cannot see a thing in the {room}")),
+    Tool("light_off", {"room": "room"}, (
+        "Turn off the light in the {room}", "Lights off in the {room}", "Switch the {room} light off",
+        "Make it dark in the {room}", "No light in the {room} please", "{room} light off",
+        "Kill the lights in the {room}", "The {room} can go dark now")),
+    Tool("add_item", {"item": "item", "count": "2-12"}, (
+        "Put {count} {item} on the list", "Add {count} {item} to my shopping list", "We need {count} {item}",
+        "Buy {count} {item}", "{count} {item} for the list", "Shopping list: {count} {item}",
+        "We are out of {item}, get {count}", "Do not let me forget {count} {item}")),
+    Tool("navigate", {"place": "place", "city": "city"}, (
+        "Take me to the {place} in {city}", "How do I get to the {place} in {city}?", "Drive to the {city} {place}",
+        "Directions to the {place} of {city}", "Route to the {place} in {city}", "Navigate to the {city} {place}",
+        "I want to go to the {place} in {city}", "Which way is the {place} in {city}?")),
+    Tool("convert", {"amount": "2-900", "source": "currency", "target": "currency"}, (
+        "How much is {amount} {source} in {target}?", "Convert {amount} {source} to {target}",
+        "{amount} {source} in {target}", "Change {amount} {source} into {target}",
+        "What are {amount} {source} worth in {target}?", "Turn {amount} {source} to {target}",
+        "If I have {amount} {source}, how many {target} is that?", "I need the {target} for {amount} {source}")),
+    Tool("create_event", {"title": "title", "day": "day", "hour": "7-21"}, (
+        "Put {title} in my calendar {day} at {hour}", "Schedule {title} for {day} at {hour}",
+        "I have {title} {day} at {hour}", "New event: {title}, {day}, {hour} o'clock",
+        "Plan {title} {day} at {hour} o'clock", "Add {title} to {day} at {hour}",
+        "Block {day} at {hour} for {title}", "Do not let me miss {title} {day} at {hour}")),
+)  # fmt: skip
+RESULTS = ("ok", "done", "12 degrees, rain", "23 degrees and sunny", "not found", "saved", "84.20", "busy", "sent")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which values and wordings an example may use."""
+
+    held_out: bool
+    new_wordings: bool
+
+    def values(self, filler: str) -> list[str]:
+        found = VALUES[filler].split("|" if "|" in VALUES[filler] else None)
+        return found if filler in CLOSED else [one for i, one in enumerate(found) if (i % 4 == 3) == self.held_out]
+
+    def wordings(self, tool: Tool) -> tuple[str, ...]:
+        return tool.wordings[-2:] if self.new_wordings else tool.wordings[:-2]
+
+
+def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
+    """``count`` examples of a split, as ``pocketgem tune`` reads them; ``kind`` says what is tried."""
+    rng = random.Random(f"tool-call {name}")
+    for index in range(count):
+        new_wordings = name == "held_out" and index % 2 == 1
+        split = Split(held_out=name == "held_out", new_wordings=new_wordings)
+        one, dice = _example(rng, split), rng.random()
+        if dice < SHARE_NONE:
+            yield _without(one, rng) | {"kind": "no tool"}
+        elif dice < SHARE_NONE + SHARE_RESULT:
+            yield _answered(one, rng) | {"kind": "result"}
+        else:
+            yield one | {"kind": "new wording" if new_wordings else "call"}
+
+
+def _example(rng: random.Random, split: Split) -> dict[str, Any]:
+    tool = rng.choice(TOOLS)
+    filled = {key: _value(rng, filler, split) for key, filler in tool.parameters.items()}
+    text = rng.choice(split.wordings(tool)).format(**filled)
+    text = text[0].upper() + text[1:] if rng.random() < 0.8 else text.lower() if text.islower() else text
+    call = {"type": "function", "id": "call_0", "function": {"name": tool.name, "arguments": filled}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return {"messages": [{"role": "user", "content": text}, answer], "tools": _offered(rng, tool)}
+
+
+def _value(rng: random.Random, filler: str, split: Split) -> str | int:
+    if filler[0] in string.digits:
+        low, high = map(int, filler.split("-"))
+        return rng.randint(low, high)
+    return rng.choice(split.values(filler))
+
+
+def _offered(rng: random.Random, tool: Tool) -> list[dict[str, Any]]:
+    others = rng.sample([other for other in TOOLS if other is not tool], 2)
+    return [one.declaration() for one in rng.sample([tool, *others], 3)]
+
+
+def _without(example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The same request, and nothing that serves it."""
+    wanted = example["messages"][-1]["tool_calls"][0]["function"]["name"]
+    others = rng.sample([tool for tool in TOOLS if tool.name != wanted], 3)
+    messages = [example["messages"][0], {"role": "assistant", "content": NONE}]
+    return {"messages": messages, "tools": [tool.declaration() for tool in others]}
+
+
+def _answered(example: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The same request, after the call: the result is to be told."""
+    result, call = rng.choice(RESULTS), example["messages"][-1]["tool_calls"][0]
+    told = {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": result}
+    answer = {"role": "assistant", "content": f"Result: {result}"}
+    return {"messages": [*example["messages"], told, answer], "tools": example["tools"]}
+
+
+# ---- the score -------------------------------------------------------------------------------------------------------
+
+
+def is_right(llm: LLM, example: Mapping[str, Any]) -> bool:
+    """Whether the greedy answer is the expected one: the very text, or one call with the very arguments."""
+    *asked, expected = example["messages"]
+    reply = llm.chat(asked, tools=example["tools"], temperature=0.0, max_tokens=64)
+    wanted = expected.get("tool_calls", [])
+    made = [(call.name, dict(call.arguments)) for call in reply.tool_calls]
+    return made == [(call["function"]["name"], call["function"]["arguments"]) for call in wanted] and (
+        bool(wanted) or reply.content.strip() == expected["content"]
+    )
+
+
+def score(llm: LLM, path: Path, limit: int) -> dict[str, dict[str, int]]:
+    """Right answers and all of each kind."""
+    right, asked = Counter[str](), Counter[str]()
+    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+        example = json.loads(line)
+        hit = is_right(llm, example)
+        for kind in (example["kind"], "all"):
+            asked[kind] += 1
+            right[kind] += hit
+    return {kind: {"right": right[kind], "of": asked[kind]} for kind in asked}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("data", "score"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--adapter", default="tool-call")
+    parser.add_argument("--limit", type=int, default=COUNTS["held_out"])
+    options = parser.parse_args()
+    if options.what == "data":
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for name, count in COUNTS.items():
+            lines = (json.dumps(example) + "\n" for example in examples(name, count))
+            (options.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        return 0
+    llm = LLM.load(options.model, adapter=options.adapter)
+    json.dump(score(llm, options.folder / "held_out.jsonl", options.limit), sys.stdout, indent=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
