@@ -41,8 +41,13 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with a tokenizer and a template."""
-    return save_model(tmp_path_factory.mktemp("base") / "base", template=TEMPLATE)
+    """A small model with a tokenizer and a template, whose every token has an embedding."""
+    generator = torch.Generator().manual_seed(6)
+    return save_model(
+        tmp_path_factory.mktemp("base") / "base",
+        template=TEMPLATE,
+        change=lambda table: torch.randn(table.shape, generator=generator) * 0.2,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Builds the encoder, in a second for a quarter of a million tokens. Raises TokenizerError for bad merges."""
         self._bpe = _encoder(vocabulary)
-        self._name(replace(vocabulary, merges=tuple))  # the lists they are made of are as large as the encoder
+        self._own = replace(vocabulary, merges=tuple)  # the lists they are made of are as large as the encoder
+        self._name(self._own)
 
     def _name(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -85,8 +86,8 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits of the vocabulary."""
-        return self._vocabulary.fingerprint
+        """64 hex digits of the vocabulary as its file has it, whatever its tokens were renamed to."""
+        return self._own.fingerprint
 
     @property
     def special_ids(self) -> frozenset[int]:
