@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +24,7 @@ from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.load import open_checkpoint
 from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import StoredType
-from pocketgem.cli.rebase import rebase_adapter, record_capsule, roll_back
+from pocketgem.cli import main
 from pocketgem.errors import CheckpointError, FormatError, InputError, PromptError, WeightsError
 from pocketgem.model.lora import LowRank, attach_, targets
 from pocketgem.rebase.capsule import Capsule, load_capsule, save_capsule
@@ -36,7 +35,7 @@ from pocketgem.rebase.prompts import OPENING, Given, free_prompts, more_prompts,
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import HTML, JSON, MARKDOWN, PICTURES
 from pocketgem.rebase.run import ADAPTER, rebase, swap
-from pocketgem.rebase.write import evened
+from tests.adapter_files import made_up, saved
 from tests.text_fixtures import gemma4_metadata
 from tests.twins import BLOCKS, make_twin
 
@@ -289,18 +288,16 @@ def test_settings_are_checked() -> None:
         Settings(learning_rate=float("nan"))
 
 
-def test_changes_of_many_ranks_become_changes_of_one() -> None:
-    generator = torch.Generator().manual_seed(1)
-    ranks = {"a": (2, 0.5), "b": (5, 0.3)}
-    deltas = {
-        name: LowRank(torch.randn(rank, 7, generator=generator), torch.randn(6, rank, generator=generator), scale)
-        for name, (rank, scale) in ranks.items()
-    }
-    even = evened(deltas)
-    assert {one.A.shape[0] for one in even.values()} == {5}
-    assert {one.scale for one in even.values()} == {0.5}
-    for name, one in even.items():
-        torch.testing.assert_close(one.whole(), deltas[name].whole())
+def test_lengths_of_dora_follow_what_was_learned(house: Path, tmp_path: Path) -> None:
+    llm = load(house, "old")
+    adapter = saved(made_up(llm.model, dora=True, choose=lambda name: name.endswith("up_proj")), tmp_path / "dora")
+    prompts = [one.ids for one in read_prompts(house / "prompts.jsonl", llm)]
+    recorded = record(llm, adapter, prompts[:16], Wishes(top=16, samples=0, max_tokens=3), quiet)
+    llm = load(house, "new")
+    deltas, curve = distill(llm.model, recorded, adapter.deltas, replace(QUICK, steps=4, every=4), lambda *_: None)
+    assert curve.best == 4, "nothing was learned"
+    again = Judge.of(llm, recorded, "watch").measure(deltas)
+    assert again.kl == pytest.approx(curve.watched[-1][1], rel=1e-3)
 
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
@@ -351,18 +348,8 @@ def registered(house: Path, folder: Path) -> tuple[Registry, Path]:
     return registry, registry.add("caller", source, manifest).folder
 
 
-def command_line() -> typer.Typer:
-    app = typer.Typer()
-    app.command("capsule")(record_capsule)
-    app.command("rebase")(rebase_adapter)
-    app.command("rollback")(roll_back)
-    return app
-
-
 def ask(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        command_line()(list(arguments))
-    return int(ended.value.code or 0)
+    return main(["adapters", *arguments])
 
 
 def test_from_the_command_line(house: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

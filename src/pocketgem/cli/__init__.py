@@ -11,6 +11,7 @@ import typer
 
 import pocketgem
 import pocketgem.cli.adapters_use  # its verbs join those of adapters
+import pocketgem.cli.rebase  # and these
 from pocketgem.cli import adapters
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams

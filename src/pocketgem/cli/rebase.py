@@ -13,11 +13,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pocketgem.cli.options as o
-from pocketgem.cli.common import FAILED, refuse, size_text
+from pocketgem.cli.adapters import app, registry_at
+from pocketgem.cli.common import FAILED, HELP, refuse, size_text
 from pocketgem.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from pocketgem.adapters.registry import Registry
     from pocketgem.llm import LLM
     from pocketgem.model.lora import Deltas
     from pocketgem.rebase.record import Prompt
@@ -52,6 +52,7 @@ Distil = Annotated[bool, typer.Option("--distil", help="Distil even where the ol
 Store = Annotated[Path | None, typer.Option("--registry", metavar="FOLDER", help="Default: the person's own.")]
 
 
+@app.command("capsule", context_settings=HELP)
 def record_capsule(
     adapter: Adapter,
     model: OldBase,
@@ -80,11 +81,12 @@ def record_capsule(
     from pocketgem.adapters.where import where_is
     from pocketgem.rebase.keep import keep_capsule
     from pocketgem.rebase.record import Wishes, record
+    from pocketgem.rebase.write import experts_of
 
-    store = _registry(registry)
+    store = registry_at(registry)
     folder = where_is(adapter, store)
     llm = _loaded(screen, model, dtype, threads, offline)
-    opened = open_adapter(folder, None if (e := llm.checkpoint.config.experts) is None else e.num_experts)
+    opened = open_adapter(folder, experts_of(llm))
     wishes = Wishes(top=top, samples=samples, max_tokens=max_tokens, seed=seed)
     with _bar(screen) as watch:
         chosen = _prompts(llm, opened.deltas, prompts, count, seed, watch)
@@ -96,6 +98,7 @@ def record_capsule(
     screen.note(f"{where}: {len(capsule.answers)} answers to {len(chosen)} prompts, {size_text(written)}")
 
 
+@app.command("rebase", context_settings=HELP)
 def rebase_adapter(
     adapter: Adapter,
     new_base: NewBase,
@@ -132,7 +135,7 @@ def rebase_adapter(
     if target not in tuple(Target):
         refuse(f"--target is {target!r}, expected {' or '.join(Target)}.")
     settings = Settings(target=Target(target), steps=steps, learning_rate=learning_rate, seed=seed)
-    store = _registry(registry)
+    store = registry_at(registry)
     folder, place = where_is(adapter, store), out or Path(f"{Path(adapter).name}-rebased")
     llm = _loaded(screen, new_base, dtype, threads, offline)
     with _bar(screen) as watch:
@@ -146,14 +149,6 @@ def rebase_adapter(
         screen.say(headline(outcome))
         raise typer.Exit(FAILED)
     screen.note(headline(outcome))
-
-
-def roll_back(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a registered adapter.")], registry: Store = None
-) -> None:
-    """Let a registered name stand for what it stood for before the last rebase."""
-    entry = _registry(registry).rollback(name)
-    Screen().say(f"{name} is {entry.identity[:8]} again, made for {entry.manifest.base_name}")
 
 
 def _tell(screen: Screen, outcome: Outcome, place: Path, name: str | None, *, pictures: bool) -> None:
@@ -172,12 +167,6 @@ def _tell(screen: Screen, outcome: Outcome, place: Path, name: str | None, *, pi
 def _check_dtype(dtype: o.Dtype) -> None:
     if dtype is o.Dtype.AUTO:
         refuse("--dtype auto packs weights for kernels that know no gradients; give float32, bfloat16 or stored.")
-
-
-def _registry(folder: Path | None) -> Registry:
-    from pocketgem.adapters.registry import Registry, default_folder
-
-    return Registry(folder or default_folder())
 
 
 def _loaded(screen: Screen, model: str, dtype: o.Dtype, threads: int | None, offline: bool) -> LLM:

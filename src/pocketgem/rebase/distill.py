@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pocketgem.errors import PromptError, RunError
 from pocketgem.model.gemma import Gemma
-from pocketgem.model.lora import LowRank, attach_, detach_
+from pocketgem.model.lora import DoRALinear, LowRank, attach_, detach_
+from pocketgem.model.low_rank import places
 from pocketgem.rebase.capsule import Answer, Capsule
 from pocketgem.rebase.divergence import HEAD_ROWS, bucketed, divergence, hidden_of, numbers_of, rows_of
 
@@ -92,7 +93,8 @@ def distill(
         parameter.requires_grad_(False)
     aims = _aims(model, capsule, settings.target)
     deltas = {name: replace(one, A=_trained(one.A, model), B=_trained(one.B, model)) for name, one in old.items()}
-    attach_(model, deltas)
+    with torch.no_grad():  # lengths of DoRA's rows are taken once
+        attach_(model, deltas)
     try:
         work = _Work(model, capsule, deltas, aims, settings)
         return work.run(watch), work.curve
@@ -145,9 +147,17 @@ class _Work:
                 self.curve.losses.append(self._take(step))
         return kept
 
+    @torch.no_grad()
     def _copy(self) -> dict[str, LowRank]:
+        """What is trained, as it is now."""
+        modules = {name: place.module for place in places(self.model) for name in place.shapes}
         return {
-            name: replace(one, A=one.A.detach().cpu().clone(), B=one.B.detach().cpu().clone())
+            name: replace(
+                one,
+                A=one.A.detach().cpu().clone(),
+                B=one.B.detach().cpu().clone(),
+                magnitude=_lengths(modules[name], one),
+            )
             for name, one in self.deltas.items()
         }
 
@@ -157,7 +167,8 @@ class _Work:
         try:
             return self._look()
         finally:
-            attach_(self.model, self.deltas)
+            with torch.no_grad():
+                attach_(self.model, self.deltas)
 
     def _look(self) -> float:
         rows = rows_of(self.model, self.watched, self.ids)
@@ -182,6 +193,14 @@ class _Work:
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         return loss
+
+
+def _lengths(module: nn.Module, delta: LowRank) -> Tensor | None:
+    """DoRA's factors are not trained, so the lengths they stand for follow the rows, ``[out]``; None for LoRA."""
+    if not isinstance(module, DoRALinear):
+        return None
+    rows = module.weight.float() + delta.whole()
+    return (module.factor.float() * torch.linalg.vector_norm(rows, dim=1)).cpu()
 
 
 def backward(model: Gemma, batch: Sequence[Answer], ids: Tensor, aims: Tensor) -> float:

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pocketgem.adapters.adapter import Adapter
 from pocketgem.adapters.base import Base
-from pocketgem.adapters.peft import Adapter
 from pocketgem.engine.request import FinishReason, SamplingParams
 from pocketgem.errors import InputError, RunError
 from pocketgem.llm import LLM

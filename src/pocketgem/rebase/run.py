@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pocketgem.adapters.adapter import Adapter
 from pocketgem.adapters.base import Base
 from pocketgem.adapters.drift import Drift, drift
 from pocketgem.adapters.manifest import Manifest, manifest_in
-from pocketgem.adapters.peft import Adapter, open_adapter
+from pocketgem.adapters.peft import open_adapter
 from pocketgem.adapters.registry import Entry, Registry
 from pocketgem.errors import InputError, WeightsError
 from pocketgem.llm import LLM
@@ -26,7 +27,7 @@ from pocketgem.rebase.capsule import FILE, Capsule, load_capsule
 from pocketgem.rebase.distill import Curve, Settings, distill
 from pocketgem.rebase.judge import Judge, Limits, Marks, Verdict
 from pocketgem.rebase.record import Watch, about_of
-from pocketgem.rebase.write import finish, write_distilled, write_reused
+from pocketgem.rebase.write import experts_of, write_adapter
 
 ADAPTER = "adapter"  # in the folder that comes out
 
@@ -102,7 +103,7 @@ def rebase(
     clock, limits, settings = Clock(), limits or Limits(), settings or Settings()
     if (out / ADAPTER).exists():
         raise InputError(f"{out / ADAPTER}: is there already, from an earlier rebase; move it away, or choose another")
-    adapter = open_adapter(folder, _experts(llm))
+    adapter = open_adapter(folder, experts_of(llm))
     source = capsule or folder / FILE
     recorded = _checked(load_capsule(source), adapter, llm, source)
     base = Base(llm.checkpoint, llm.tokenizer)
@@ -122,16 +123,13 @@ def rebase(
             outcome.way, chosen = "distil", deltas
         clock.lap("gate")
     if chosen is not None:
-        _write(llm, base, folder, out, recorded, chosen, outcome)
+        note = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": round(_kept(outcome), 4)}
+        out.mkdir(parents=True, exist_ok=True)
+        outcome.nbytes["written"] = write_adapter(llm, base, out / ADAPTER, adapter, chosen, recorded, note)
         clock.lap("write")
     outcome.seconds = clock.seconds
     outcome.nbytes |= {"capsule": source.stat().st_size, "adapter": adapter.nbytes}
     return outcome
-
-
-def _experts(llm: LLM) -> int | None:
-    experts = llm.checkpoint.config.experts
-    return None if experts is None else experts.num_experts
 
 
 def _checked(capsule: Capsule, adapter: Adapter, llm: LLM, where: Path) -> Capsule:
@@ -196,18 +194,6 @@ def _pass(judge: Judge, outcome: Outcome, deltas: Mapping[str, LowRank]) -> bool
     marks = judge.measure(deltas)
     outcome.distilled = Candidate(marks, judge.verdict(marks, outcome.limits))
     return outcome.distilled.verdict.accepted
-
-
-def _write(
-    llm: LLM, base: Base, folder: Path, out: Path, capsule: Capsule, deltas: Mapping[str, LowRank], outcome: Outcome
-) -> None:
-    note = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": round(_kept(outcome), 4)}
-    out.mkdir(parents=True, exist_ok=True)
-    if outcome.way == "reuse":
-        write_reused(out / ADAPTER, folder, base.name, note)
-    else:
-        write_distilled(out / ADAPTER, folder, deltas, base.name, note)
-    outcome.nbytes["written"] = finish(llm, base, out / ADAPTER, capsule, _experts(llm))
 
 
 def _kept(outcome: Outcome) -> float:
