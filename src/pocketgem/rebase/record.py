@@ -38,6 +38,7 @@ def record(llm: LLM, adapter: Adapter, prompts: Sequence[Prompt], wishes: Wishes
     """
     if len(prompts) < LEAST_PROMPTS:
         raise InputError(f"{len(prompts)} prompts; a capsule needs at least {LEAST_PROMPTS}, and 100 are better")
+    about = about_of(Base(llm.checkpoint, llm.tokenizer), adapter.identity, adapter.deltas)
     attach_(llm.model, adapter.deltas)
     try:
         answers = _answered(llm, prompts, wishes, watch)
@@ -48,16 +49,20 @@ def record(llm: LLM, adapter: Adapter, prompts: Sequence[Prompt], wishes: Wishes
     watch("probabilities", 1, 2)
     base = rows_of(llm.model, answers, ids).logs
     watch("probabilities", 2, 2)
-    return Capsule(about_of(llm, adapter.identity, adapter.deltas), tuple(answers), Tops(ids, tuned, base))
+    return Capsule(about, tuple(answers), Tops(ids, tuned, base))
 
 
-def about_of(llm: LLM, identity: str, deltas: Mapping[str, LowRank]) -> About:
+def about_of(base: Base, identity: str, deltas: Mapping[str, LowRank]) -> About:
     """What ties a capsule to its adapter and base. Raises WeightsError for an adapter of another model."""
-    base = Base(llm.checkpoint, llm.tokenizer)
+    return About(identity, base_hash(base, deltas), base.name, base.tokenizer or "", base.checkpoint.config.vocab_size)
+
+
+def base_hash(base: Base, deltas: Mapping[str, LowRank]) -> str:
+    """64 hex digits of all of a base's weights, in the parts in which an adapter's manifest knows them."""
     digest = hashlib.sha256(base.rest(deltas).encode())
     for module in sorted(deltas):
         digest.update(base.sha256(module).encode())
-    return About(identity, digest.hexdigest(), base.name, base.tokenizer or "", llm.model.config.vocab_size)
+    return digest.hexdigest()
 
 
 def _answered(llm: LLM, prompts: Sequence[Prompt], wishes: Wishes, watch: Watch) -> list[Answer]:

@@ -26,7 +26,7 @@ from pocketgem.model.lora import LowRank
 from pocketgem.rebase.capsule import FILE, Capsule, load_capsule
 from pocketgem.rebase.distill import Curve, Settings, distill
 from pocketgem.rebase.judge import Judge, Limits, Marks, Verdict
-from pocketgem.rebase.record import Watch, about_of
+from pocketgem.rebase.record import Watch, base_hash
 from pocketgem.rebase.write import experts_of, write_adapter
 
 ADAPTER = "adapter"  # in the folder that comes out
@@ -105,8 +105,8 @@ def rebase(
         raise InputError(f"{out / ADAPTER}: is there already, from an earlier rebase; move it away, or choose another")
     adapter = open_adapter(folder, experts_of(llm))
     source = capsule or folder / FILE
-    recorded = _checked(load_capsule(source), adapter, llm, source)
     base = Base(llm.checkpoint, llm.tokenizer)
+    recorded = _checked(load_capsule(source), adapter, base, source)
     found = _predicted(manifest_in(folder), base)
     clock.lap("predict")
     watch("gate: the new base alone", 0, 1)
@@ -132,14 +132,13 @@ def rebase(
     return outcome
 
 
-def _checked(capsule: Capsule, adapter: Adapter, llm: LLM, where: Path) -> Capsule:
+def _checked(capsule: Capsule, adapter: Adapter, base: Base, where: Path) -> Capsule:
     """The capsule. Raises InputError where it is not this adapter's or its ids would mean other texts here."""
     about = capsule.about
     if about.adapter != adapter.identity:
         raise InputError(f"{where}: recorded of another adapter than {adapter.where}; record one of this adapter")
-    tokenizer = Base(llm.checkpoint, llm.tokenizer).tokenizer or ""
-    if about.tokenizer != tokenizer or about.vocabulary > llm.model.config.vocab_size:
-        raise InputError(f"{where}: recorded with another vocabulary than {llm.checkpoint.where} has")
+    if about.tokenizer != (base.tokenizer or "") or about.vocabulary > base.checkpoint.config.vocab_size:
+        raise InputError(f"{where}: recorded with another vocabulary than {base.name} has")
     return capsule
 
 
@@ -164,7 +163,7 @@ def _tried(
 ) -> Outcome:
     """The new base alone and with the old weights, before the gate."""
     bare, reuse = judge.measure(None), judge.measure(adapter.deltas)
-    same = about_of(judge.llm, adapter.identity, adapter.deltas).base == capsule.about.base
+    same = base_hash(base, adapter.deltas) == capsule.about.base
     return Outcome(
         adapter=adapter.where,
         old_base=capsule.about.base_name,
