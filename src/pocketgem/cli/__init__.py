@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 import pocketgem
-from pocketgem.cli.adapters_use import app as adapters_app
+import pocketgem.cli.adapters_use  # its verbs join those of adapters
+import pocketgem.cli.rebase  # and these
+from pocketgem.cli.adapters import app as adapters_app
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
 from pocketgem.cli.export import export_model, verify_files

@@ -71,15 +71,22 @@ class Trainer:
         return Taken(self.step, value, rate, sum(len(example.ids) for example in batch))
 
     def gradients(self, batch: list[Example]) -> float:
-        """Add the gradient of the batch's mean loss to the parts, some examples at a time; returns that loss."""
+        """Add the gradient of the batch's mean loss to the parts; returns that loss."""
+        return self.share_of_gradients(batch, sum(example.learned for example in batch))
+
+    def share_of_gradients(self, share: list[Example], learned: int) -> float:
+        """What some examples of a batch with ``learned`` learned ids add to its gradient and loss, a few at a time."""
         self.dressed.seed.step = self.step
-        learned, total = sum(example.learned for example in batch), 0.0
-        size = math.ceil(len(batch) / self.recipe.accumulate)
-        for start in range(0, len(batch), size):
-            loss = summed_loss(self.model, batch[start : start + size]) / learned
-            loss.backward()  # type: ignore[no-untyped-call]
+        total, size = 0.0, math.ceil(len(share) / self.recipe.accumulate)
+        for start in range(0, len(share), size):
+            loss = summed_loss(self.model, share[start : start + size]) / learned
+            self.backward(loss)
             total += float(loss.detach())
         return total
+
+    def backward(self, loss: Tensor) -> None:
+        """The way back from a loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def loss_on(self, examples: Sequence[Example]) -> float:

@@ -21,7 +21,6 @@ from pocketgem.model.gemma import Gemma
 from pocketgem.model.layers import Linear
 from pocketgem.tune.data import Example
 from pocketgem.tune.loop import Taken, Trainer
-from pocketgem.tune.loss import loss_of
 from pocketgem.tune.recipe import Recipe, TrainingPlan
 from pocketgem.tune.run import Progressed, Run, fingerprint
 from pocketgem.tune.team import Team
@@ -45,16 +44,20 @@ class SpreadTrainer(Trainer):
         """See ``Trainer.gradients``: of the whole batch, the same in every worker."""
         share = batch[self.team.rank :: self.team.size]
         with self.team.precision():
-            loss = loss_of(self.model, share) * (_learned(share) / _learned(batch))
+            loss = self.share_of_gradients(share, sum(example.learned for example in batch))
+        return self._add_up(loss)
+
+    def backward(self, loss: Tensor) -> None:
+        """See ``Trainer.backward``: as the team's launcher wants it."""
         self.team.backward(loss)
-        return self._add_up(loss.detach())
 
     @torch.no_grad()
-    def _add_up(self, loss: Tensor) -> float:
+    def _add_up(self, loss: float) -> float:
         """All gradients and the loss in one message: they are small, and one wait is shorter than hundreds."""
         parts = self.parameters
         grads = [part.new_zeros(part.shape) if part.grad is None else part.grad for part in parts]
-        flat = self.team.sum(torch.cat([*(grad.float().reshape(-1) for grad in grads), loss.float().reshape(1)]))
+        last = torch.tensor([loss], device=self.model.device)
+        flat = self.team.sum(torch.cat([*(grad.float().reshape(-1) for grad in grads), last]))
         for part, values in zip(parts, torch.split(flat[:-1], [part.numel() for part in parts]), strict=True):
             part.grad = values.view_as(part).to(part.dtype)
         return float(flat[-1])
@@ -121,7 +124,3 @@ def shard_(model: Gemma) -> None:
         fully_shard(plain, reshard_after_forward=True)
     whole = {one for one in model.parameters() if not isinstance(one, DTensor)}
     fully_shard(model, ignored_params=whole)  # it has nothing of its own, but groups of modules need a root
-
-
-def _learned(batch: Sequence[Example]) -> int:
-    return sum(example.learned for example in batch)
