@@ -32,7 +32,11 @@ from tests.adapter_files import experts_in, in_layers, made_up, same, saved
 from tests.test_parity import PROMPT_TOKENS, load, prompt, run
 from tests.twins import BLOCKS, Twin, make_twin, oracle_logits
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    # PEFT looks for a pattern's name among modules, before it comes to parameters, to which it then applies.
+    pytest.mark.filterwarnings("ignore:.*pattern keys did not match.*:RuntimeWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,18 +29,20 @@ def test_a_reserved_token_gets_a_name_and_nothing_else_changes() -> None:
     assert tokenizer.decode([id]) == old  # the one it was made of
 
 
-def test_what_is_not_reserved_keeps_its_name() -> None:
+def test_names_that_say_nothing_here_are_passed_over() -> None:
     tokenizer = fixtures.gemma4_tokenizer()
-    named = tokenizer.renamed({"<begin>": tokenizer.bos_id})
-    assert named.special_tokens == tokenizer.special_tokens
+    names = {"<bos>": tokenizer.bos_id, "<picture>": tokenizer.vocab_size, "the": tokenizer.encode("the")[1]}
+    assert tokenizer.renamed(names).special_tokens == tokenizer.special_tokens
 
 
-def test_names_that_do_not_fit_are_refused() -> None:
+def test_names_of_another_vocabulary_are_refused() -> None:
     tokenizer, (_, id) = fixtures.gemma4_tokenizer(), reserved()
-    with pytest.raises(TokenizerError, match="outside the vocabulary"):
-        tokenizer.renamed({CALL: tokenizer.vocab_size})
+    with pytest.raises(TokenizerError, match="it is '<bos>' here"):
+        tokenizer.renamed({"<begin>": tokenizer.bos_id})
     with pytest.raises(TokenizerError, match="cannot be called '<bos>'"):
         tokenizer.renamed({"<bos>": id})
+    with pytest.raises(TokenizerError, match=f"it is '{CALL}' here"):
+        tokenizer.renamed({CALL: id}).renamed({"<other>": id})
 
 
 def test_a_dialect_comes_back_from_its_files(tmp_path: Path) -> None:

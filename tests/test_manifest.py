@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pocketgem import kernels
+from pocketgem import LLM, kernels
 from pocketgem.adapters.base import Base, config_hash
 from pocketgem.adapters.check import check
 from pocketgem.adapters.drift import checked, drift
 from pocketgem.adapters.effect import attach_and_prove_
-from pocketgem.adapters.manifest import MANIFEST, Manifest, from_json, manifest_of, to_json
+from pocketgem.adapters.manifest import MANIFEST, Manifest, from_json, manifest_of, to_json, write_manifest
 from pocketgem.adapters.sketch import Sketcher, distance
 from pocketgem.checkpoint.export import export_gguf
 from pocketgem.checkpoint.load import open_checkpoint
@@ -41,8 +41,13 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with a tokenizer and a template."""
-    return save_model(tmp_path_factory.mktemp("base") / "base", template=TEMPLATE)
+    """A small model with a tokenizer and a template, whose every token has an embedding."""
+    generator = torch.Generator().manual_seed(6)
+    return save_model(
+        tmp_path_factory.mktemp("base") / "base",
+        template=TEMPLATE,
+        change=lambda table: torch.randn(table.shape, generator=generator) * 0.2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +165,7 @@ def test_what_the_adapter_leaves_alone_counts_too(base: Path, manifest: Manifest
 
 
 def test_other_shapes_and_other_words_are_never_let_through(base: Path, manifest: Manifest, tmp_path: Path) -> None:
-    twin = base_at(make_twin("E4B", tmp_path / "twin").folder)
+    twin = base_at(make_twin("gemma3", tmp_path / "twin", BLOCKS).folder)
     assert drift(manifest, twin).state == "misfit"
     with pytest.raises(WeightsError, match=r"had other shapes: layers\.0.* and \d+ more"):
         checked(manifest, twin, allow_drift=True)
@@ -178,6 +183,23 @@ def test_another_template_is_said_and_another_config_refused(base: Path, manifes
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "rope_theta": 12345.0}))
     with pytest.raises(WeightsError, match="another config"):
         checked(manifest, base_at(tmp_path / "other"))
+
+
+def test_a_model_is_loaded_with_an_adapter_that_is_its_own(base: Path, tmp_path: Path) -> None:
+    model = load(base)
+    adapter = saved(made_up(model), tmp_path / "adapter")
+    write_manifest(tmp_path / "adapter", manifest_of(model, open_checkpoint(resolve(base)), adapter))
+    for dtype in (torch.float32, torch.bfloat16):
+        LLM.load(base, dtype=dtype, adapter=tmp_path / "adapter")
+    other = changed(base, tmp_path / "other", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].mul_(1.01))
+    where = Path(other.checkpoint.where).parent
+    with pytest.raises(WeightsError, match=r"made for another base, base .*up_proj"):
+        LLM.load(where, dtype=torch.float32, adapter=tmp_path / "adapter")
+    LLM.load(where, dtype=torch.float32, adapter=tmp_path / "adapter", allow_drift=True)
+    saved(made_up(model, seed=8), tmp_path / "second")
+    shutil.copy(tmp_path / "adapter" / MANIFEST, tmp_path / "second")
+    with pytest.raises(WeightsError, match="other weights"):
+        LLM.load(base, dtype=torch.float32, adapter=tmp_path / "second")
 
 
 # ---- the probe -------------------------------------------------------------------------------------------------------

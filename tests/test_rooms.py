@@ -23,7 +23,7 @@ FLOORS: dict[str, int] = {
     "reader": 8, "opening": 8, "measure": 8,
     "llm": 9,
     "service": 10, "info": 10, "bench": 10, "convert": 10, "pointing": 10, "speech": 10, "tune": 10,
-    "serve": 11,
+    "serve": 11, "rebase": 11,
     "cli": 12,
     "__init__": 13, "__main__": 13,
 }  # fmt: skip

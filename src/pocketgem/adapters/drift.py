@@ -50,7 +50,7 @@ class Drift:
             return f"other shapes: {self.misfits[0]}{more}"
         ranked = sorted(self.changes.items(), key=lambda pair: -pair[1])
         said = [f"{group} {change:.2%}" for group, change in ranked[:SHOWN]]
-        said += [f"{len(ranked) - SHOWN} more groups less"] if len(ranked) > SHOWN else []
+        said += ["the others less"] if len(ranked) > SHOWN else []
         changed = [f"relative change of {', '.join(said)}"] if said else []
         other = [f"another {', another '.join(self.others)}"] if self.others else []
         return "; ".join(changed + other) or "exactly the base it was made for"

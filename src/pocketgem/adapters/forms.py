@@ -6,13 +6,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from pocketgem.adapters.adapter import Adapter
+from pocketgem.adapters.dialect import Dialect
 from pocketgem.adapters.gguf import write_gguf_adapter
 from pocketgem.adapters.manifest import MANIFEST, Manifest, to_json
 from pocketgem.adapters.mlx import write_mlx
 from pocketgem.adapters.save import label_of, save_adapter
 from pocketgem.errors import InputError
-
-TEMPLATE = "chat_template.jinja"
 
 
 class Form(StrEnum):
@@ -31,19 +30,19 @@ def write_adapter(
     family: str | None = None,
     layers: int | None = None,
     manifest: Manifest | None = None,
-    template: bytes | None = None,
+    dialect: Dialect | None = None,
 ) -> tuple[str, ...]:
     """Write ``adapter`` as a folder, or as a file for GGUF; what was at ``target`` is replaced.
 
     family: the base's general.architecture, which GGUF must name. layers: how many blocks the base has, for mlx-lm.
-    manifest, template: what goes along in PEFT's format. Returns what a person should know of it. Raises
+    manifest, dialect: what goes along in PEFT's format. Returns what a person should know of it. Raises
     UnsupportedError for what a format cannot say, InputError for a missing family, CheckpointError and RunError for a
     place or a disk.
     """
     if form is Form.PEFT:
-        beside = {MANIFEST: None if manifest is None else to_json(manifest), TEMPLATE: template}
-        there = {name: content for name, content in beside.items() if content is not None}
-        save_adapter(target, adapter.deltas, label_of(adapter), there)
+        beside = {} if manifest is None else {MANIFEST: to_json(manifest)}
+        beside |= {} if dialect is None else dialect.files()
+        save_adapter(target, adapter.deltas, label_of(adapter), beside)
         return ()
     if form is Form.MLX:
         return write_mlx(target, adapter, layers=layers).lines

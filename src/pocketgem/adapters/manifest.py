@@ -21,6 +21,7 @@ from pocketgem.adapters.effect import measured, probe_ids
 from pocketgem.adapters.peft import MOST_RANK, Adapter
 from pocketgem.adapters.probe import Probe, record
 from pocketgem.adapters.sketch import COUNT
+from pocketgem.checkpoint.durable import write_file
 from pocketgem.checkpoint.load import Checkpoint, read_json
 from pocketgem.checkpoint.types import Progress
 from pocketgem.config.fields import MAX_SIZE, Fields
@@ -149,6 +150,11 @@ def _target_json(target: Target) -> dict[str, object]:
         "rank": target.rank, "shape": facts.shape, "stored": facts.stored, "sha256": facts.sha256,
         "norm": facts.norm, "sketch": sketch,
     }  # fmt: skip
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put it beside an adapter's weights. Raises as ``durable.write_file``."""
+    write_file(folder / MANIFEST, to_json(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pocketgem.adapters.dialect import TEMPLATE, TOKENS
 from pocketgem.adapters.manifest import MANIFEST, Manifest, read_manifest, to_json
 from pocketgem.adapters.peft import CONFIG, WEIGHTS
 from pocketgem.checkpoint.durable import new_folder, refusal, sweep_folder, sync_folder, write_file
@@ -36,7 +37,7 @@ try:
 except ImportError:  # Windows: renames still keep every file whole, but two writers may lose one's history
     fcntl = None  # type: ignore[assignment]  # a module that is not there
 
-KEPT = ("chat_template.jinja", "README.md", "run.json")  # copied beside weights, config, manifest and capsule
+KEPT = (TEMPLATE, TOKENS, "README.md", "run.json")  # copied beside weights, config, manifest and capsule
 MOST_HISTORY = 1000  # entries of a name; the oldest are forgotten
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # neither a way out of the folder nor the colon of model:adapter
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
@@ -102,17 +103,28 @@ class Registry:
 
     def entries(self) -> list[Entry]:
         """All, by name. Raises FormatError for a file that is damaged."""
-        return [self._entry(name) for name in self._names()]
+        return [self._entry(name) for name in self.names()]
 
     def find(self, name: str) -> Entry:
         """Raises InputError that lists what there is."""
-        if name not in (names := self._names()):
-            raise InputError(f"{name[:100]}: no such adapter is registered; there are {', '.join(names) or 'none'}")
+        self._check_known(name)
         return self._entry(name)
 
-    def folders(self) -> dict[str, Path]:
-        """Where each name's files are; manifests are not read."""
-        return {name: self._object(self._pointer(name).identity) for name in self._names()}
+    def _check_known(self, name: str) -> None:
+        if name not in (names := self.names()):
+            raise InputError(f"{name[:100]}: no such adapter is registered; there are {', '.join(names) or 'none'}")
+
+    def folder_of(self, name: str) -> Path:
+        """Where the files of a name are, without reading them. Raises as ``find``."""
+        self._check_known(name)
+        return self._object(self._pointer(name).identity)
+
+    def names(self) -> list[str]:
+        """In order. What the names stand for is not read."""
+        folder = self.folder / "names"
+        _check_own(folder)
+        found = (path for path in folder.glob("*.json") if not path.is_symlink()) if folder.is_dir() else ()
+        return sorted(path.stem for path in found if NAME.fullmatch(path.stem))
 
     def history(self, name: str) -> list[Entry]:
         """Everything a name has stood for that is still there: now, before, after."""
@@ -134,12 +146,6 @@ class Registry:
                 if attempt or folder.is_dir():  # else the name was moved and its old object pruned between two reads
                     raise
         raise AssertionError  # the loop returns or raises
-
-    def _names(self) -> list[str]:
-        folder = self.folder / "names"
-        _check_own(folder)
-        found = (path for path in folder.glob("*.json") if not path.is_symlink()) if folder.is_dir() else ()
-        return sorted(path.stem for path in found if NAME.fullmatch(path.stem))
 
     def _pointer(self, name: str) -> _Pointer:
         path = self._name_file(name)
@@ -204,7 +210,7 @@ class Registry:
         if not self.folder.is_dir():
             return []
         with self._writing():
-            pointers = {name: self._pointer(name) for name in self._names()}
+            pointers = {name: self._pointer(name) for name in self.names()}
             short = {name: _shortened(pointer, keep) for name, pointer in pointers.items()}
             needed = {one for pointer in short.values() for one in pointer.all}
             found = [Unneeded(one, _bytes(self._object(one))) for one in self._objects() if one not in needed]
@@ -239,7 +245,7 @@ class Registry:
             raise refusal(self.folder / name, error) from error
 
     def _move(self, name: str, identity: str) -> None:
-        known = name in self._names()
+        known = name in self.names()
         self._write(name, self._pointer(name).moved(identity) if known else _Pointer(identity))
 
     def _write(self, name: str, pointer: _Pointer) -> None:

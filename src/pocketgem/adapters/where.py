@@ -21,15 +21,14 @@ def where_is(text: str | Path, registry: Registry | None = None, *, paths: bool 
     if paths and ((path / CONFIG).is_file() or path.is_file()):
         return path
     registry = Registry(default_folder()) if registry is None else registry
-    names = {**{one: SHIPPED / one for one in shipped()}, **registry.folders()}
-    if str(text) in names:
-        return names[str(text)]
+    if str(text) in (registered := registry.names()):
+        return registry.folder_of(str(text))
+    if str(text) in (came := shipped()):
+        return SHIPPED / str(text)
     if paths and path.is_dir():
         return path  # whoever opens it says what is missing
-    known = ", ".join(sorted(names)) or "none"
-    raise InputError(
-        f"{str(text)[:100]}: no such adapter{' or folder' if paths else ''}; registered and shipped: {known}"
-    )
+    what = "no such adapter or folder" if paths else "no such adapter"
+    raise InputError(f"{str(text)[:100]}: {what}; there are {', '.join([*registered, *came]) or 'none'}")
 
 
 def shipped() -> list[str]:

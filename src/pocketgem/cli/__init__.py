@@ -11,7 +11,8 @@ import typer
 
 import pocketgem
 import pocketgem.cli.adapters_use  # its verbs join those of adapters
-from pocketgem.cli import adapters
+import pocketgem.cli.rebase  # and these
+from pocketgem.cli.adapters import app as adapters_app
 from pocketgem.cli.bench import bench_model
 from pocketgem.cli.common import HELP, ended, prepare_streams
 from pocketgem.cli.export import export_model, verify_files
@@ -24,6 +25,7 @@ from pocketgem.cli.run import run_model
 from pocketgem.cli.serve import serve_models
 from pocketgem.cli.synth import write_synthetic
 from pocketgem.cli.tune import tune_model
+from pocketgem.cli.tune_sweep import sweep_model
 
 # Plain help and plain errors: they look the same in a pipe, and a fault's traceback is ours to show or to hide.
 app = typer.Typer(
@@ -45,7 +47,8 @@ app.command("quantize", context_settings=HELP)(quantize_file)
 app.command("synth", context_settings=HELP)(write_synthetic)
 app.command("bench", context_settings=HELP)(bench_model)
 app.command("tune", context_settings=HELP)(tune_model)
-app.add_typer(adapters.app, name="adapters")
+app.add_typer(adapters_app, name="adapters")
+app.command("sweep", context_settings=HELP)(sweep_model)
 app.command("export", context_settings=HELP)(export_model)
 app.command("verify", context_settings=HELP)(verify_files)
 

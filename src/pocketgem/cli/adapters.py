@@ -65,6 +65,8 @@ def list_adapters(folder: Folder = None, as_json: o.Json = False) -> None:
         print(json.dumps({"adapters": [entry_json(one) for one in entries], "shipped": shipped()}))
         return
     table = _table("name", "kind", "rank", "size", "made for", "earlier", numbers=("rank", "size", "earlier"))
+    if not entries:
+        Screen().note("nothing is registered; `pocketgem adapters add FOLDER --name NAME --model MODEL` does it")
     for one in entries:
         about = one.manifest
         table.add_row(
@@ -90,14 +92,14 @@ def show_adapter(adapter: AnyAdapter, folder: Folder = None, as_json: o.Json = F
     path = where_is(adapter, registry)
     manifest = manifest_in(path) if path.is_dir() else None
     found = open_with(path, manifest)
-    history = registry.history(adapter) if adapter in registry.folders() else []
+    history = registry.history(adapter) if adapter in registry.names() else []
     if as_json:
         print(json.dumps({**adapter_json(found, manifest), "history": [entry_json(one) for one in history]}))
         return
     _say(_facts(found, manifest))
     show(_kinds(found))
     if history:
-        print("\nhistory, what it stands for now first (adapters rollback, adapters point --to)")
+        print("\nhistory, what it stands for now first (adapters rollback, with --to for any)")
         for one in history:
             print(f"  {one.identity[:12]}  rank {one.manifest.rank}, made for {one_line(one.manifest.base_name)}")
 

@@ -72,7 +72,7 @@ def add_adapter(
 ) -> None:
     """Register an adapter under a name. The base is loaded once, to record what it is and what the adapter does on it.
 
-    A folder that brings its manifest (tune, rebase and export write one) needs no base. What the name stood for before
+    A folder that brings its manifest (rebase and export write one) needs no base. What the name stood for before
     is kept; `pocketgem adapters rollback` goes back.
     """
     screen, registry = Screen(quiet=quiet or as_json), registry_at(folder)
@@ -235,21 +235,21 @@ def _write(
     if force and out.exists():
         _check_ours(out)
     from pocketgem.adapters import forms
+    from pocketgem.adapters.dialect import read_dialect
     from pocketgem.adapters.manifest import manifest_in
 
     checkpoint = None if model is None else _checkpoint(model, offline=offline)
     manifest = manifest_in(path) if path.is_dir() else None
     found = open_with(path, manifest, _experts(checkpoint))
-    config = None if checkpoint is None else checkpoint.config
-    template = (path / forms.TEMPLATE).read_bytes() if path.is_dir() and (path / forms.TEMPLATE).is_file() else None
+    dialect = read_dialect(path) if path.is_dir() else None
     notes = forms.write_adapter(
         found,
         forms.Form(form.value),
         out,
-        family=config.family if config is not None else manifest and manifest.family,
-        layers=config and config.num_layers,
+        family=_family(checkpoint, manifest),
+        layers=None if checkpoint is None else checkpoint.config.num_layers,
         manifest=manifest,
-        template=template,
+        dialect=dialect,
     )
     if as_json:
         print(json.dumps({"path": str(out), "format": form.value, "identity": found.identity, "notes": notes}))
@@ -257,6 +257,12 @@ def _write(
     screen.note(f"{out}: {form.value}, {len(found.deltas)} matrices")
     for note in notes:
         screen.note(note)
+
+
+def _family(checkpoint: Checkpoint | None, manifest: Manifest | None) -> str | None:
+    if checkpoint is not None:
+        return checkpoint.config.family
+    return None if manifest is None else manifest.family
 
 
 def _check_ours(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The options of ``run`` that give an answer a form."""
+"""The options of ``run`` that give an answer a form, and the tools that it may call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pocketgem.errors import PromptError
 MAX_FILE = 1 << 20  # bytes; what a schema may have is less
 
 
-def form(schema: Path | None, regex: str | None, budget: int | None) -> dict[str, Any]:
+def form(schema: Path | None, regex: str | None, budget: int | None, tools: Path | None = None) -> dict[str, Any]:
     """What ``LLM.stream_chat`` takes for these options. Raises PromptError, before a model is loaded."""
     from pocketgem.text.expressions import check_pattern
     from pocketgem.text.schema_check import check_schema
@@ -26,7 +26,19 @@ def form(schema: Path | None, regex: str | None, budget: int | None) -> dict[str
     if regex is not None:
         check_pattern(regex, "--regex")
         found["format"] = Regex(regex)
+    if tools is not None:
+        found["tools"] = _tools(tools)
     return found
+
+
+def _tools(path: Path) -> list[Any]:
+    from pocketgem.text.notation import check_tools
+
+    tools = _read(path)
+    if not isinstance(tools, list) or not tools:
+        raise PromptError(f"{path}: a list of tools is expected, each declared as in OpenAI's API")
+    check_tools(tools)
+    return tools
 
 
 def _read(path: Path) -> Any:
@@ -34,7 +46,7 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             content = file.read(MAX_FILE + 1)
         if len(content) > MAX_FILE:
-            raise PromptError(f"{path}: a schema has at most {MAX_FILE >> 20} MiB")
+            raise PromptError(f"{path}: more than {MAX_FILE >> 20} MiB")
         return json.loads(content)
     except OSError as error:
         raise PromptError(f"{path}: {error.strerror or error}") from error

@@ -49,6 +49,10 @@ Schema = Annotated[
     Path | None, typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that this schema describes.")
 ]
 Regex = Annotated[str | None, typer.Option("--regex", metavar="EXPRESSION", help="The answer matches this, whole.")]
+Tools = Annotated[
+    Path | None,
+    typer.Option("--tools", metavar="FILE", help="A JSON list of tools, as in OpenAI's API, that the answer may call."),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, even with a chat template.")]
 MaxTokens = Annotated[
     int | None,
@@ -83,8 +87,10 @@ ExpertMemory = Annotated[
     typer.Option(metavar="SIZE", help="Memory for routed experts, such as 4GiB; the others are read from the disk."),
 ]
 Adapter = Annotated[
-    Path | None,
-    typer.Option("--adapter", metavar="ADAPTER", help="An adapter's folder or name; it is proved to act."),
+    str | None,
+    typer.Option(
+        "--adapter", metavar="ADAPTER", help="A folder, or the name of one registered or shipped; proved to act."
+    ),
 ]
 AllowDrift = Annotated[
     bool, typer.Option("--allow-drift", help="Put an adapter on a base that changed since it was made.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from pocketgem.memory.program import status
 from pocketgem.sizes import gib
 
 if TYPE_CHECKING:
-    from pocketgem.adapters.effect import Effect
+    from pocketgem.adapters.wardrobe import Worn
     from pocketgem.answers import TokenLogprob
     from pocketgem.checkpoint.load import Checkpoint
     from pocketgem.llm import LLM
@@ -51,6 +51,7 @@ def run_model(
     thinking_budget: o.ThinkingBudget = None,
     json_schema: o.Schema = None,
     regex: o.Regex = None,
+    tools: o.Tools = None,
     raw: o.Raw = False,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
@@ -98,7 +99,7 @@ def run_model(
         stop=stop,
         logprobs=logprobs,
     )
-    formed = form(json_schema, regex, thinking_budget)
+    formed = form(json_schema, regex, thinking_budget, tools)
     budget, limit = o.size(expert_memory), o.size(memory)
     shown, media = m.budget(image_budget), m.parts_of(command.obj, image, audio, video)
     if raw and media:
@@ -110,9 +111,10 @@ def run_model(
     with screen.waiting(f"loading {_short(model)}", "bytes") as bar:
         checkpoint = m.with_towers(_opened(model, offline=offline, context=context, ple=ple), mmproj)
         m.check_towers(checkpoint, media)
-        plain = raw or checkpoint.chat_template is None
+        spoken = checkpoint if adapter is None else _with_template(checkpoint, adapter)
+        plain = raw or spoken.chat_template is None
         manner = Manner(raw=plain, system=system, thinking=think, sampling=sampling, form=formed)
-        _check_manner(checkpoint, manner)
+        _check_manner(spoken, manner)
         if plain and media:
             raise PromptError("no chat template (a base model?), so there is no place for images, sounds and videos")
         from pocketgem.llm import LLM  # here: it imports torch, and all that can be wrong without it has been said
@@ -134,7 +136,7 @@ def run_model(
             progress=bar,
         )
     if llm.attached is not None:
-        screen.note(effect_text(llm.attached.effect))
+        screen.note(effect_text(llm.attached))
     if text is None:
         with Lines() as lines:
             Conversation(llm, manner, lines.read, screen, media).hold(_short(model))
@@ -145,11 +147,12 @@ def run_model(
         screen.note(passed)
 
 
-def effect_text(effect: Effect) -> str:
-    """One line: what an adapter did to a probe."""
+def effect_text(worn: Worn) -> str:
+    """One line: what an adapter did to a probe, and whether this is the base it was made for."""
+    effect, base = worn.effect, "" if worn.drift is None else f"; {worn.drift.text}"
     return (
         f"adapter on: a probe's next tokens moved by {effect.kl:.3g} nat, {effect.top_changed:.0%} of the most "
-        "probable ones are others"
+        f"probable ones are others{base}"
     )
 
 
@@ -199,10 +202,21 @@ def _opened(model: str, *, offline: bool, context: int | None, ple: Place) -> Ch
     return checkpoint
 
 
+def _with_template(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
+    """The checkpoint with the chat template that an adapter brings, if it does. Raises InputError, FormatError."""
+    from pocketgem.adapters.dialect import read_dialect
+    from pocketgem.adapters.where import where_is
+
+    brought = read_dialect(where_is(adapter)).template
+    return checkpoint if brought is None else replace(checkpoint, chat_template=brought)
+
+
 def _check_manner(checkpoint: Checkpoint, manner: Manner) -> None:
     """What only the checkpoint can tell: whether it has a chat template, and what that has a place for."""
     if manner.raw and (manner.system is not None or manner.thinking):
         raise PromptError("no chat template (a base model?), so --system and --think have no meaning for this model")
+    if manner.raw and "tools" in manner.form:
+        raise PromptError("no chat template (a base model?), so --tools has no meaning for this model")
     if manner.thinking:
         check_thinking(checkpoint)
 

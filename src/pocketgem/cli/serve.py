@@ -208,7 +208,7 @@ def loaded(load: Loader, name: str, model: str, screen: Screen) -> LLM:
         llm = load(name, model, progress)
     for adapter, folder in load.adapters.get(name, {}).items():
         worn = llm.adapters.add(adapter, folder)
-        screen.note(f"{name}:{adapter}: {effect_text(worn.effect)}")
+        screen.note(f"{name}:{adapter}: {effect_text(worn)}")
     return llm
 
 

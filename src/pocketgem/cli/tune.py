@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import pocketgem.cli.options as o
 from pocketgem.cli.common import count_text, refuse
 from pocketgem.cli.screen import Screen
+from pocketgem.cli.tune_ray import report, scale_of, train_on_ray
+from pocketgem.cli.tune_sweep import Minutes, Space, Trials, sweep_model
+from pocketgem.cli.tune_workers import RayAddress, Shard, UseRay, Workers, among_others, shared, team_of
 
 if TYPE_CHECKING:
     from pocketgem.tune.loop import Taken
@@ -38,6 +41,7 @@ OnlyPlan = Annotated[bool, typer.Option("--plan", help="Show what would be train
 
 
 def tune_model(
+    command: typer.Context,
     model: Model,
     data: Data,
     out: Out,
@@ -53,6 +57,13 @@ def tune_model(
     dtype: o.DtypeChoice = o.Dtype.FLOAT32,
     threads: o.Threads = None,
     plan: OnlyPlan = False,
+    sweep: Space = None,
+    trials: Trials = 20,
+    minutes: Minutes = None,
+    workers: Workers = 1,
+    shard: Shard = False,
+    ray: UseRay = False,
+    ray_address: RayAddress = None,
     offline: o.Offline = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -66,6 +77,16 @@ def tune_model(
         refuse("--dtype auto packs weights for kernels that know no gradients; give float32, bfloat16 or stored.")
     if not data.is_file():
         refuse(f"{data}: no such file; give a file with one JSON object a line.")
+    if sweep is not None:
+        return sweep_model(
+            model, data, sweep, out, trials=trials, minutes=minutes, seed=seed, dtype=dtype, threads=threads,
+            offline=offline, as_json=as_json, quiet=quiet,
+        )  # fmt: skip
+    if workers > batch:
+        refuse(f"{workers} workers cannot share a batch of {batch}; give --batch {workers}.")
+    if ray and not among_others():
+        train_on_ray(tune_model, command.obj, scale_of(workers, threads, ray_address), quiet=quiet or as_json)
+        return report(out, as_json=as_json, quiet=quiet)
     from pocketgem.tune.recipe import Recipe
 
     kinds = tuple(name.strip() for name in modules.split(",") if name.strip())
@@ -73,17 +94,21 @@ def tune_model(
         rank=rank, alpha=alpha, stabilised=rslora, modules=kinds, learning_rate=learning_rate, steps=steps,
         batch=batch, max_length=max_length, seed=seed,
     )  # fmt: skip
-    screen = Screen(quiet=quiet or as_json)
     from pocketgem.llm import LLM
     from pocketgem.tune.run import prepare
 
-    with screen.waiting("loading", "bytes") as bar:
-        llm = LLM.load(model, dtype=o.torch_dtype(dtype), threads=threads, offline=offline, progress=bar)
-    run = prepare(llm, data, out, recipe, command=" ".join(sys.argv))
-    _show_plan(screen, run.plan, len(run.examples))
-    if plan:
+    with team_of(workers, command.obj) as team:
+        first = team is None or team.rank == 0  # the others say nothing
+        screen = Screen(quiet=quiet or as_json or not first)
+        with screen.waiting("loading", "bytes") as bar:
+            llm = LLM.load(model, dtype=o.torch_dtype(dtype), threads=threads, offline=offline, progress=bar)
+        run = prepare(llm, data, out, recipe, command=" ".join(sys.argv))
+        _show_plan(screen, run.plan, len(run.examples))
+        if plan:
+            return
+        going = _watched(screen, shared(run, team, shard=shard))
+    if not first:
         return
-    going = _watched(screen, run)
     _draw(screen, run.folder)
     if as_json:
         print(json.dumps({"adapter": str(out / "adapter"), "loss": going.losses[-1:], "seconds": going.seconds,

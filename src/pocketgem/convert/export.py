@@ -112,7 +112,7 @@ def export_to_safetensors(
     from_gguf = checkpoint.location.kind == "gguf"
     tensors = gguf_as_folder(checkpoint) if from_gguf else folder_as_folder(checkpoint)
     kind = TYPES[dtype] if dtype is not None else lossless_type(tensors) if from_gguf else None
-    chosen = retyped(storing_as(tensors, kind), changes)
+    chosen, made = retyped(storing_as(tensors, kind), changes), None if changes is None else changes.changes
     lossless = changes is None and (kind is None or is_lossless(tensors, kind))
     _check_free(target, replace)
     with new_folder(target, total_bytes(chosen) + TEXTS_BYTES) as folder:
@@ -121,7 +121,7 @@ def export_to_safetensors(
         texts.setdefault("README.md", _readme(checkpoint, stored, lossless=lossless).encode())
         for name, content in texts.items():
             write_synced(folder / name, content)
-        save_safetensors(folder, chosen, shard_size, _note(checkpoint), progress, changes and changes.changes)
+        save_safetensors(folder, chosen, shard_size, _note(checkpoint), progress, made)
         write_synced(folder / MANIFEST, manifest_text(sorted(folder.iterdir())).encode())
         open_checkpoint(resolve(folder))  # what cannot be read again gets no name
     notes = () if lossless or dtype is None else (f"weights were rounded to {dtype}",)

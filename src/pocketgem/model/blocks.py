@@ -8,6 +8,7 @@ to the activations' type as ``build.py`` rounds whole matrices, so only the orde
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,21 @@ class Blocks(nn.Module):
     def times(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """``x [n, cols]`` by rows ``start`` to ``stop``: ``[n, stop - start]``."""
         stop = len(self.data) if stop is None else stop
-        pieces = [ops.linear(x, self.unpacked(*piece)) for piece in self._pieces(start, stop)]
+        if x.requires_grad and torch.is_grad_enabled():
+            out: Tensor = _Times.apply(x, self, start, stop)  # type: ignore[no-untyped-call]
+            return out
+        pieces = [ops.linear(x, self.unpacked(*piece)) for piece in self.pieces(start, stop)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    def back(self, grad: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """``grad [n, stop - start]`` through ``times``: ``[n, cols]``."""
+        total = grad.new_zeros(len(grad), self.cols)
+        for begin, end in self.pieces(start, len(self.data) if stop is None else stop):
+            total.addmm_(grad[:, begin - start : end - start], self.unpacked(begin, end))
+        return total
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Rows that are unpacked together, from and up to which."""
         step = max(1, PIECE // self.cols)
         for at in range(start, stop, step):
             yield at, min(at + step, stop)
@@ -56,6 +68,20 @@ class Blocks(nn.Module):
     def _values(self, rows: Tensor) -> Tensor:
         blocks = rows.reshape(-1, self.stored_type.type_size)
         return dequantize(blocks, self.stored_type).view(len(rows), self.cols).to(self.dtype)
+
+
+class _Times(torch.autograd.Function):
+    """``Blocks.times`` that unpacks once more on the way back. Torch would keep every unpacked piece until then: the
+    whole model in floats, which is what blocks are there to avoid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: Blocks, start: int, stop: int) -> Tensor:
+        ctx.blocks, ctx.rows = blocks, (start, stop)
+        return blocks.times(x.detach(), start, stop)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.blocks.back(grad, *ctx.rows), None, None, None
 
 
 class BlockLinear(nn.Module):

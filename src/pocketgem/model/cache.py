@@ -248,6 +248,18 @@ class Step:
             slot.v.copy_(v[span.start : span.stop])
         return tuple(slot.seen for slot in slots)
 
+    def attend(self, layer: LayerConfig, q: Tensor, seen: Sequence[Seen], scale: float) -> Tensor:
+        """What each span's queries ``[rows, heads, dim]`` find in what they may read."""
+        out = torch.empty_like(q)
+        for span, past in zip(self.spans, seen, strict=True):
+            if span.stop == span.start:
+                continue
+            rows = slice(span.start, span.stop)
+            positions, last = self.sight(layer, rows)
+            mask = past.visible(positions, layer.window, last)
+            out[rows] = ops.attention(q[rows], past.k, past.v, mask, scale)
+        return out
+
     def wanted(self) -> Step:
         """The same step with only the rows whose logits are asked for."""
         spans = []

@@ -127,14 +127,7 @@ class Attention(nn.Module):
         """Attend from rows x ``[rows, hidden]`` to what each span has seen."""
         q = self.q_proj(x).view(len(x), self.layer.num_heads, self.layer.head_dim)
         q = ops.rotate(self.q_norm(q), ask.tables)
-        out = torch.empty_like(q)
-        for span, past in zip(ask.step.spans, ask.seen, strict=True):
-            if span.stop == span.start:
-                continue
-            rows = slice(span.start, span.stop)
-            positions, last = ask.step.sight(self.layer, rows)
-            mask = past.visible(positions, self.layer.window, last)
-            out[rows] = ops.attention(q[rows], past.k, past.v, mask, self.scale)
+        out = ask.step.attend(self.layer, q, ask.seen, self.scale)
         projected: Tensor = self.o_proj(out.view(len(x), -1))
         return projected
 

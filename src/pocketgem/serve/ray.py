@@ -87,7 +87,7 @@ class RayReplicas:
 @contextmanager
 def started(plan: Plan, scale: Scale) -> Iterator[RayReplicas]:
     """Replicas that are ready; they end with the block. Raises RunError for a cluster or a model that fails."""
-    with _connected(scale) as name:
+    with connected(scale) as name:
         from ray import serve
 
         try:
@@ -98,7 +98,7 @@ def started(plan: Plan, scale: Scale) -> Iterator[RayReplicas]:
 
 
 @contextmanager
-def _connected(scale: Scale) -> Iterator[str]:
+def connected(scale: Scale) -> Iterator[str]:
     """Ray, running; a name for what will be deployed. What is started here ends here, its files too."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing leaves the machine unasked
     folder = tempfile.mkdtemp(prefix="pocketgem-") if scale.address is None else None  # for this person only

@@ -37,7 +37,8 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Builds the encoder, in a second for a quarter of a million tokens. Raises TokenizerError for bad merges."""
         self._bpe = _encoder(vocabulary)
-        self._name(replace(vocabulary, merges=tuple))  # the lists they are made of are as large as the encoder
+        self._own = replace(vocabulary, merges=tuple)  # the lists they are made of are as large as the encoder
+        self._name(self._own)
 
     def _name(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -56,9 +57,10 @@ class Tokenizer:
         return cls(vocab.from_gguf(metadata))
 
     def renamed(self, names: Mapping[str, int]) -> Tokenizer:
-        """The same with reserved tokens (``<unused7>``) called by these names; what is not reserved keeps its own.
+        """The same with reserved tokens (``<unused7>``) called by these names.
 
-        Raises TokenizerError for an id outside the vocabulary and for a name that another token has.
+        Names of ordinary tokens, and of ids that this vocabulary does not have, say nothing here: libraries list all
+        they know. Raises TokenizerError for a control token that has another name, and for a name of another token.
         """
         other = copy(self)  # it shares the encoder, which never makes a control token
         other._name(self._vocabulary.renamed(names))
@@ -84,8 +86,8 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits of the vocabulary."""
-        return self._vocabulary.fingerprint
+        """64 hex digits of the vocabulary as its file has it, whatever its tokens were renamed to."""
+        return self._own.fingerprint
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -72,16 +72,15 @@ class Vocabulary:
     merges: Callable[[], Merges]
 
     def renamed(self, names: Mapping[str, int]) -> Vocabulary:
-        """With these names for reserved control tokens. Raises TokenizerError."""
+        """With these names for reserved control tokens. Raises TokenizerError for names that speak of other tokens."""
         control, spellings = {**self.control}, [*self.spellings]
         for name, id in names.items():
-            if not 0 <= id < len(spellings):
-                raise TokenizerError(f"token {name!r} has the id {id}, outside the vocabulary of {len(spellings)}")
-            if control.get(spellings[id]) == id and _RESERVED.fullmatch(spellings[id]):
-                if name in control:
-                    raise TokenizerError(f"token {id} cannot be called {name!r}: token {control[name]} is")
-                del control[spellings[id]]
-                control[name], spellings[id] = id, name
+            if not 0 <= id < len(spellings) or control.get(spellings[id]) != id or spellings[id] == name:
+                continue
+            if name in control or not _RESERVED.fullmatch(spellings[id]):
+                raise TokenizerError(f"token {id} cannot be called {name!r}: it is {spellings[id]!r} here")
+            del control[spellings[id]]
+            control[name], spellings[id] = id, name
         return replace(self, control=control, spellings=spellings)
 
     @cached_property

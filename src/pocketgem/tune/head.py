@@ -70,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _block(weight: Tensor, across: Tensor, cap: float | None, sums: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """One block ``[rows, hidden]`` of the head on ``across [hidden, n]``. Changes pull and total, returns the maximum."""
+    """One block ``[rows, hidden]`` of the head on ``across [hidden, n]``. Changes the sums, returns the maximum."""
     pull, before, total = sums
     scores, slope = _capped((weight @ across).float(), cap)  # [rows, n]
     most = torch.maximum(before, scores.amax(0))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pocketgem.errors import RunError
+from pocketgem.checkpoint import names
+from pocketgem.errors import RunError, WeightsError
 from pocketgem.model.gemma import Gemma
-from pocketgem.model.lora import LowRank, attach_, detach_
+from pocketgem.model.lora import LowRank
+from pocketgem.tune.batches import Batches
 from pocketgem.tune.data import Example
-from pocketgem.tune.loss import loss_of
+from pocketgem.tune.dora import row_squares
+from pocketgem.tune.dressed import Dressed
+from pocketgem.tune.loss import summed_loss
 from pocketgem.tune.recipe import Recipe, TrainingPlan
 
 
@@ -25,6 +29,7 @@ class Taken:
     loss: float
     rate: float
     tokens: int
+    valid: float | None = None  # of the examples that are not learned from, after it, where they were asked
 
 
 class Trainer:
@@ -32,16 +37,17 @@ class Trainer:
 
     def __init__(self, model: Gemma, plan: TrainingPlan, recipe: Recipe, examples: Sequence[Example]) -> None:
         self.model, self.recipe, self.examples = model, recipe, examples
-        self.deltas = _new(plan, recipe, model.device)
+        self.deltas = _new(plan, recipe, model)
         self.step = 0
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        attach_(model, self.deltas)
+        self.batches = Batches(examples, recipe.batch, recipe.tokens, recipe.seed)
+        self.dressed = Dressed(model, self.deltas, dropout=recipe.dropout, seed=recipe.seed, forgetful=recipe.forgetful)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     @property
     def parameters(self) -> list[Tensor]:
-        return [part for delta in self.deltas.values() for part in (delta.A, delta.B)]
+        return [part for _, part in parts_of(self.deltas)]
 
     def run(self) -> Iterator[Taken]:
         """The steps that are left, each when it was taken. Raises RunError when the loss is no number any more."""
@@ -49,47 +55,86 @@ class Trainer:
             yield self._take(self.batch(self.step))
 
     def batch(self, step: int) -> list[Example]:
-        """The examples of a step: every epoch has an order of its own that follows from the seed."""
-        start, count = step * self.recipe.batch, len(self.examples)
-        return [self.examples[self._order(at // count)[at % count]] for at in range(start, start + self.recipe.batch)]
-
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + epoch) % (1 << 63))
-        order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
-        return order
+        """The examples of a step."""
+        return self.batches.of(step)
 
     def _take(self, batch: list[Example]) -> Taken:
         rate = self.recipe.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.model, batch)
-        if not math.isfinite(value := float(loss.detach())):
+        if not math.isfinite(value := self.gradients(batch)):
             raise RunError(f"step {self.step}: the loss is {value}; a smaller learning rate may help")
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.step += 1
         return Taken(self.step, value, rate, sum(len(example.ids) for example in batch))
 
+    def gradients(self, batch: list[Example]) -> float:
+        """Add the gradient of the batch's mean loss to the parts; returns that loss."""
+        return self.share_of_gradients(batch, sum(example.learned for example in batch))
+
+    def share_of_gradients(self, share: list[Example], learned: int) -> float:
+        """What some examples of a batch with ``learned`` learned ids add to its gradient and loss, a few at a time."""
+        self.dressed.seed.step = self.step
+        total, size = 0.0, math.ceil(len(share) / self.recipe.accumulate)
+        for start in range(0, len(share), size):
+            loss = summed_loss(self.model, share[start : start + size]) / learned
+            self.backward(loss)
+            total += float(loss.detach())
+        return total
+
+    def backward(self, loss: Tensor) -> None:
+        """The way back from a loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def loss_on(self, examples: Sequence[Example]) -> float:
+        """Mean loss over the learned ids of examples that are not learned from."""
+        total, size = 0.0, self.recipe.batch
+        for start in range(0, len(examples), size):
+            total += float(summed_loss(self.model, examples[start : start + size]))
+        return total / sum(example.learned for example in examples)
+
     def check_gradients(self) -> None:
-        """Raise RunError unless every trained part is reached by the loss of the first batch. Nothing is changed."""
-        loss_of(self.model, self.batch(0)).backward()  # type: ignore[no-untyped-call]
+        """Raise RunError unless every trained part is reached by the loss of the first batch. Nothing is changed.
+
+        Of a stack, some expert's must be: a batch seldom asks all of them.
+        """
+        self.gradients(self.batch(0))
         idle = [name for name, delta in self.deltas.items() if delta.B.grad is None or not bool(delta.B.grad.any())]
         self.optimizer.zero_grad(set_to_none=True)
         if idle:
             raise RunError(f"{len(idle)} of {len(self.deltas)} trained matrices get no gradient, first {idle[0]}")
 
     def close(self) -> None:
-        detach_(self.model)
+        self.dressed.undress()
 
 
-def _new(plan: TrainingPlan, recipe: Recipe, device: torch.device) -> dict[str, LowRank]:
+def parts_of(deltas: Mapping[str, LowRank]) -> Iterator[tuple[str, Tensor]]:
+    """What is trained, by a name for the state."""
+    for name, delta in deltas.items():
+        yield f"{name}.A", delta.A
+        yield f"{name}.B", delta.B
+        if delta.magnitude is not None:
+            yield f"{name}.magnitude", delta.magnitude
+
+
+def _new(plan: TrainingPlan, recipe: Recipe, model: Gemma) -> dict[str, LowRank]:
     """A as a fresh linear's weights, B zero: the first step begins at the base. Source: PEFT, which does the same."""
-    generator, deltas = torch.Generator().manual_seed(recipe.seed), {}
-    for name, (out, inside) in plan.shapes.items():
+    generator, deltas, device = torch.Generator().manual_seed(recipe.seed), {}, model.device
+    for name, (*stacked, out, inside) in plan.shapes.items():
         bound = 1 / math.sqrt(inside)  # Kaiming's for a = sqrt(5)
-        a = (torch.rand(recipe.rank, inside, generator=generator) * 2 - 1) * bound
-        b = torch.zeros(out, recipe.rank)
-        deltas[name] = LowRank(a.to(device).requires_grad_(), b.to(device).requires_grad_(), recipe.scale)
+        a = (torch.rand(*stacked, recipe.rank, inside, generator=generator) * 2 - 1) * bound
+        b = torch.zeros(*stacked, out, recipe.rank)
+        lengths = _lengths(model, name).to(device).requires_grad_() if recipe.dora and not stacked else None
+        deltas[name] = LowRank(a.to(device).requires_grad_(), b.to(device).requires_grad_(), recipe.scale, lengths)
     return deltas
+
+
+def _lengths(model: Gemma, name: str) -> Tensor:
+    """Of the rows of a module that is called ``name`` in a checkpoint."""
+    for path, module in model.named_modules():
+        if names.hf_name(path) == name:
+            return row_squares(module).sqrt()
+    raise WeightsError(f"{name}: no such matrix")

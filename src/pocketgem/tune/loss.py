@@ -15,11 +15,16 @@ from pocketgem.tune.head import cross_entropy
 
 def loss_of(model: Gemma, batch: Sequence[Example]) -> Tensor:
     """Mean natural-log loss over the learned ids of all examples; a scalar that gradients flow from."""
+    return summed_loss(model, batch) / sum(example.learned for example in batch)
+
+
+def summed_loss(model: Gemma, batch: Sequence[Example]) -> Tensor:
+    """The same as a sum."""
     ids = torch.tensor([id for example in batch for id in example.ids])
     rows, targets = _learned(batch)
     step = WholeStep.of([len(example.ids) for example in batch], model.device, rows)
     hidden = model(model.embed(ids), step)
-    return cross_entropy(model, hidden, targets.to(hidden.device)) / len(rows)
+    return cross_entropy(model, hidden, targets.to(hidden.device))
 
 
 def _learned(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -28,7 +33,8 @@ def _learned(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
     targets: list[int] = []
     start = 0
     for example in batch:
-        rows += range(start + example.answer - 1, start + len(example.ids) - 1)
-        targets += example.ids[example.answer :]
+        for begin, end in example.spans:
+            rows += range(start + begin - 1, start + end - 1)
+            targets += example.ids[begin:end]
         start += len(example.ids)
     return torch.tensor(rows), torch.tensor(targets)

@@ -54,7 +54,7 @@ class Run:
 
     def train(self, watch: Watch) -> Progressed:
         """Train to the end, from where a run in the same folder stopped. Raises RunError, InputError."""
-        trainer = Trainer(self.llm.model, self.plan, self.recipe, self.examples)
+        trainer = self.trainer()
         try:
             data = fingerprint(self.examples)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,21 @@ class Run:
             curve.append(f"{taken.step},{taken.loss:.6f},{taken.rate:.3e},{taken.tokens}")
             watch(taken, going)
             if taken.step % self.save_every == 0 or taken.step == self.recipe.steps:
-                write_file(self.folder / CURVE, "\n".join(["step,loss,rate,tokens", *curve, ""]).encode())
-                save_state(self.folder, trainer, data)
-        self._finish(trainer, going, data)
+                self.keep(trainer, curve, data)
+        self.finish(trainer, going, data)
         return going
 
-    def _finish(self, trainer: Trainer, going: Progressed, data: str) -> None:
+    def trainer(self) -> Trainer:
+        """What takes the steps."""
+        return Trainer(self.llm.model, self.plan, self.recipe, self.examples)
+
+    def keep(self, trainer: Trainer, curve: Sequence[str], data: str) -> None:
+        """Leave on the disk what a stopped run goes on from."""
+        write_file(self.folder / CURVE, "\n".join(["step,loss,rate,tokens", *curve, ""]).encode())
+        save_state(self.folder, trainer, data)
+
+    def finish(self, trainer: Trainer, going: Progressed, data: str) -> None:
+        """Leave the adapter."""
         checkpoint = self.llm.checkpoint
         prefix = "model." if checkpoint.config.vision is None else "model.language_model."
         base = checkpoint.location.files[0].name if checkpoint.location.files else str(checkpoint.location.folder)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pocketgem.checkpoint.durable import write_file
 from pocketgem.errors import FormatError, InputError
-from pocketgem.tune.loop import Trainer
+from pocketgem.tune.loop import Trainer, parts_of
 from pocketgem.tune.recipe import Recipe
 
 STATE = "state.safetensors"
@@ -49,19 +49,17 @@ def _recipe(recipe: Recipe) -> str:
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     found = {}
-    for name, delta in trainer.deltas.items():
-        for part, values in (("A", delta.A), ("B", delta.B)):
-            found[f"{name}.{part}"] = values.detach().contiguous()
-            kept = trainer.optimizer.state.get(values, {})
-            found |= {f"{name}.{part}.{key}": kept.get(key, torch.zeros_like(values)).contiguous() for key in SUMS}
+    for name, values in parts_of(trainer.deltas):
+        found[name] = values.detach().contiguous()
+        kept = trainer.optimizer.state.get(values, {})
+        found |= {f"{name}.{key}": kept.get(key, torch.zeros_like(values)).contiguous() for key in SUMS}
     return found
 
 
 @torch.no_grad()
 def _fill(trainer: Trainer, tensors: Mapping[str, Tensor], step: int) -> None:
-    for name, delta in trainer.deltas.items():
-        for part, values in (("A", delta.A), ("B", delta.B)):
-            values.copy_(tensors[f"{name}.{part}"])
-            kept = {key: tensors[f"{name}.{part}.{key}"].to(values.device) for key in SUMS}
-            trainer.optimizer.state[values] = {"step": torch.tensor(float(step)), **kept} if step else {}
+    for name, values in parts_of(trainer.deltas):
+        values.copy_(tensors[name])
+        kept = {key: tensors[f"{name}.{key}"].to(values.device) for key in SUMS}
+        trainer.optimizer.state[values] = {"step": torch.tensor(float(step)), **kept} if step else {}
     trainer.step = step

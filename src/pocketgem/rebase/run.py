@@ -1,0 +1,212 @@
+"""An adapter from one base to the next: how far the base moved, the old weights tried, distilled where that fails.
+
+    predict     the drift of the matrices that the adapter changes, from its manifest; nothing of the old base is needed
+    reuse       the old adapter as it is, on the new base, before the gate
+    distil      a new one from the capsule, warm-started from the old; before the same gate
+
+Nothing that was there is touched: what comes out is a folder, and ``swap`` lets a registered name stand for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pocketgem.adapters.adapter import Adapter
+from pocketgem.adapters.base import Base
+from pocketgem.adapters.drift import Drift, drift
+from pocketgem.adapters.manifest import Manifest, manifest_in
+from pocketgem.adapters.peft import open_adapter
+from pocketgem.adapters.registry import Entry, Registry
+from pocketgem.errors import InputError, WeightsError
+from pocketgem.llm import LLM
+from pocketgem.model.lora import LowRank
+from pocketgem.rebase.capsule import FILE, Capsule, load_capsule
+from pocketgem.rebase.distill import Curve, Settings, distill
+from pocketgem.rebase.judge import Judge, Limits, Marks, Verdict
+from pocketgem.rebase.record import Watch, base_hash
+from pocketgem.rebase.write import experts_of, write_adapter
+
+ADAPTER = "adapter"  # in the folder that comes out
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that was before the gate."""
+
+    marks: Marks
+    verdict: Verdict
+
+
+@dataclass
+class Outcome:
+    """What happened. way: ``reuse``, ``distil``, or None where neither passed. seconds: by what was done."""
+
+    adapter: str
+    old_base: str
+    new_base: str
+    target: str
+    same_base: bool
+    predicted: Mapping[str, float] | None
+    others: tuple[str, ...]
+    limits: Limits
+    bare: Candidate
+    reuse: Candidate
+    consistency: float
+    distilled: Candidate | None = None
+    curve: Curve | None = None
+    way: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    nbytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return self.way is not None
+
+    def facts(self) -> dict[str, object]:
+        """All of it as JSON's kinds."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+class Clock:
+    """Seconds of each thing that was done, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def rebase(
+    llm: LLM,
+    folder: Path,
+    out: Path,
+    capsule: Path | None = None,
+    limits: Limits | None = None,
+    settings: Settings | None = None,
+    *,
+    reuse: bool = True,
+    watch: Watch = lambda stage, done, total: None,
+) -> Outcome:
+    """Carry the adapter in ``folder`` over to ``llm``, the new base, loaded plain and keeping no pasts.
+
+    out: a folder for what comes out, ``adapter`` in it, which appears only when the gate was passed. capsule: None for
+    the one in the adapter's folder. reuse: False goes on to distil even where the old weights pass. Raises InputError
+    for a capsule of another adapter or vocabulary, WeightsError where the new base has other shapes.
+    """
+    clock, limits, settings = Clock(), limits or Limits(), settings or Settings()
+    if (out / ADAPTER).exists():
+        raise InputError(f"{out / ADAPTER}: is there already, from an earlier rebase; move it away, or choose another")
+    adapter = open_adapter(folder, experts_of(llm))
+    source = capsule or folder / FILE
+    base = Base(llm.checkpoint, llm.tokenizer)
+    recorded = _checked(load_capsule(source), adapter, base, source)
+    found = _predicted(manifest_in(folder), base)
+    clock.lap("predict")
+    watch("gate: the new base alone", 0, 1)
+    judge = Judge.of(llm, recorded)
+    outcome = _tried(judge, adapter, recorded, found, base, limits, settings)
+    clock.lap("gate")
+    chosen: Mapping[str, LowRank] | None = adapter.deltas if reuse and outcome.reuse.verdict.accepted else None
+    if chosen is not None:
+        outcome.way = "reuse"
+    else:
+        deltas = _distilled(judge, adapter, recorded, outcome, settings, watch)
+        clock.lap("distil")
+        if _pass(judge, outcome, deltas):
+            outcome.way, chosen = "distil", deltas
+        clock.lap("gate")
+    if chosen is not None:
+        note = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": round(_kept(outcome), 4)}
+        out.mkdir(parents=True, exist_ok=True)
+        outcome.nbytes["written"] = write_adapter(llm, base, out / ADAPTER, adapter, chosen, recorded, note)
+        clock.lap("write")
+    outcome.seconds = clock.seconds
+    outcome.nbytes |= {"capsule": source.stat().st_size, "adapter": adapter.nbytes}
+    return outcome
+
+
+def _checked(capsule: Capsule, adapter: Adapter, base: Base, where: Path) -> Capsule:
+    """The capsule. Raises InputError where it is not this adapter's or its ids would mean other texts here."""
+    about = capsule.about
+    if about.adapter != adapter.identity:
+        raise InputError(f"{where}: recorded of another adapter than {adapter.where}; record one of this adapter")
+    if about.tokenizer != (base.tokenizer or "") or about.vocabulary > base.checkpoint.config.vocab_size:
+        raise InputError(f"{where}: recorded with another vocabulary than {base.name} has")
+    return capsule
+
+
+def _predicted(manifest: Manifest | None, base: Base) -> Drift | None:
+    """How far the base moved. Raises WeightsError where shapes differ; None where the adapter has no manifest."""
+    if manifest is None:
+        return None
+    found = drift(manifest, base)
+    if found.misfits:
+        raise WeightsError(f"the adapter was made for {manifest.base_name}, which had {found.text}")
+    return found
+
+
+def _tried(
+    judge: Judge,
+    adapter: Adapter,
+    capsule: Capsule,
+    found: Drift | None,
+    base: Base,
+    limits: Limits,
+    settings: Settings,
+) -> Outcome:
+    """The new base alone and with the old weights, before the gate."""
+    bare, reuse = judge.measure(None), judge.measure(adapter.deltas)
+    same = base_hash(base, adapter.deltas) == capsule.about.base
+    return Outcome(
+        adapter=adapter.where,
+        old_base=capsule.about.base_name,
+        new_base=base.name,
+        target=settings.target.value,
+        same_base=same,
+        predicted=None if found is None else found.changes,
+        others=() if found is None else found.others,
+        limits=limits,
+        bare=Candidate(bare, judge.verdict(bare, limits)),
+        reuse=Candidate(reuse, judge.verdict(reuse, limits)),
+        consistency=judge.consistency,
+    )
+
+
+def _distilled(
+    judge: Judge, adapter: Adapter, capsule: Capsule, outcome: Outcome, settings: Settings, watch: Watch
+) -> dict[str, LowRank]:
+    def look(done: int, total: int, kl: float) -> None:
+        watch(f"distil: KL {kl:.3f}", done, total)
+
+    deltas, outcome.curve = distill(judge.llm.model, capsule, adapter.deltas, settings, look)
+    return deltas
+
+
+def _pass(judge: Judge, outcome: Outcome, deltas: Mapping[str, LowRank]) -> bool:
+    marks = judge.measure(deltas)
+    outcome.distilled = Candidate(marks, judge.verdict(marks, outcome.limits))
+    return outcome.distilled.verdict.accepted
+
+
+def _kept(outcome: Outcome) -> float:
+    best = outcome.distilled if outcome.way == "distil" else outcome.reuse
+    return 0.0 if best is None else best.marks.kept
+
+
+def swap(registry: Registry, name: str, out: Path) -> Entry:
+    """Let a registered name stand for what came out; what it stood for stays in its history, to roll back to.
+
+    Raises InputError where nothing passed the gate, CheckpointError, RunError; then the name stands for what it did.
+    """
+    folder = out / ADAPTER
+    manifest = manifest_in(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no adapter that passed the gate is there")
+    return registry.add(name, folder, manifest)
