@@ -79,6 +79,7 @@ def measured(count: int, rank: int, steps: int, rounds: int, threads: int | None
     return {
         "what": f"{count} synthetic adapters of rank {rank}, {count} requests",
         "kernels": f"{compute.name}, {compute.threads} threads",
+        "ids as alone": f"{same(llm, names)} of {count}",
         "bytes an adapter": llm.adapters.nbytes // count,
         "load and prove ms": [1000 * statistics.median(loading), 1000 * min(loading), 1000 * max(loading)],
         **spread,
@@ -108,6 +109,15 @@ def decode(llm: LLM, names: list[str], steps: int, clock: Clock) -> float:
     for sequence in sequences:
         llm.engine.abort(sequence)
     return made / seconds
+
+
+def same(llm: LLM, names: list[str], tokens: int = 16) -> int:
+    """How many of the requests have in one batch the ids that they have alone, sampled with a seed."""
+    params = SamplingParams(temperature=1.0, seed=7, max_tokens=tokens)
+    texts = [list(request.prompt_ids) for request in requests(llm, names, params)]
+    together = llm.generate_many(texts, adapter=names, params=params)
+    alone = [llm.generate(text, adapter=name, params=params) for text, name in zip(texts, names, strict=True)]
+    return sum(one.ids == other.ids for one, other in zip(together, alone, strict=True))
 
 
 def requests(llm: LLM, names: list[str], params: SamplingParams, length: int = PROMPT) -> list[Request]:
