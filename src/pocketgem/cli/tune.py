@@ -43,6 +43,13 @@ Rate = Annotated[float, typer.Option(help="The highest learning rate; it rises, 
 Steps = Annotated[int, typer.Option(help="Batches to learn from.")]
 Batch = Annotated[int, typer.Option(help="Examples a step.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens of an example, at most.")]
+Words = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="chat_template.jinja, and tokenizer_config.json that names reserved tokens: for a base that has none.",
+    ),
+]
 OnlyPlan = Annotated[bool, typer.Option("--plan", help="Show what would be trained and what not, and stop.")]
 Dora = Annotated[bool, typer.Option("--dora", help="Also train the lengths of the changed rows (DoRA).")]
 Dropout = Annotated[float, typer.Option(help="Share of what a change sees that is left out, by chance.")]
@@ -88,6 +95,7 @@ def tune_model(
     seed: Annotated[int, typer.Option(help="The same seed gives the same adapter.")] = 1,
     dtype: o.DtypeChoice = o.Dtype.FLOAT32,
     threads: o.Threads = None,
+    words: Words = None,
     plan: OnlyPlan = False,
     sweep: Space = None,
     trials: Trials = 20,
@@ -114,6 +122,8 @@ def tune_model(
             model, data, sweep, out, trials=trials, minutes=minutes, seed=seed, dtype=dtype, threads=threads,
             offline=offline, as_json=as_json, quiet=quiet,
         )  # fmt: skip
+    if shard and dora:
+        refuse("--shard cuts the base's matrices, whose whole rows --dora needs; give one of the two.")
     if workers > batch:
         refuse(f"{workers} workers cannot share a batch of {batch}; give --batch {workers}.")
     if ray and not among_others():
@@ -128,17 +138,24 @@ def tune_model(
         batch=batch, max_length=max_length, seed=seed, dora=dora, dropout=dropout, learn=learn, tokens=tokens_per_step,
         accumulate=accumulate, forgetful=checkpoint_layers, patience=patience, valid_every=valid_every,
     )  # fmt: skip
+    from pocketgem.adapters.dialect import Dialect, read_dialect
     from pocketgem.llm import LLM
     from pocketgem.tune.planner import parts
     from pocketgem.tune.preflight import failed, preflight
     from pocketgem.tune.run import prepare
 
+    dialect = Dialect() if words is None else read_dialect(words)
+    if words is not None and not dialect:
+        refuse(f"--words {words}: neither chat_template.jinja nor names in tokenizer_config.json are there.")
     with team_of(workers, command.obj) as team:
         first = team is None or team.rank == 0  # the others say nothing
         screen, as_json = Screen(quiet=quiet or as_json or not first), as_json and first
         with screen.waiting("loading", "bytes") as bar:
-            llm = LLM.load(model, dtype=o.torch_dtype(dtype), threads=threads, offline=offline, progress=bar)
-        run = replace(prepare(llm, data, out, recipe, shlex.join(sys.argv), valid=held), save_every=save_every)
+            llm = LLM.load(
+                model, dtype=o.torch_dtype(dtype), threads=threads, dialect=dialect, offline=offline, progress=bar
+            )
+        run = prepare(llm, data, out, recipe, shlex.join(sys.argv), valid=held)
+        run = replace(run, save_every=save_every, dialect=dialect)
         _show_plan(screen, parts(llm.model, run.plan), as_json)
         if plan:
             return

@@ -15,6 +15,7 @@ from typing import cast
 
 from torch import Tensor
 
+from pocketgem.adapters.dialect import Dialect
 from pocketgem.adapters.save import Label, save_adapter
 from pocketgem.checkpoint.durable import write_file
 from pocketgem.errors import InputError
@@ -64,6 +65,7 @@ class Run:
     command: str = ""
     save_every: int = 50
     valid: Sequence[Example] = ()
+    dialect: Dialect = field(default_factory=Dialect)  # with which the model was loaded; it goes with the adapter
 
     def train(self, watch: Watch) -> Progressed:
         """Train to the end, from where a run in the same folder stopped; ``watch`` sees every step, and may return True
@@ -136,7 +138,9 @@ class Run:
         base = checkpoint.location.files[0].name if checkpoint.location.files else str(checkpoint.location.folder)
         label = Label(base, self.recipe.rank, self.recipe.alpha, self.recipe.stabilised, prefix)
         record = json.dumps(self._record(trainer, going, load), indent=2).encode()
-        save_adapter(self.folder / "adapter", going.best.of(trainer.deltas), label, {RUN: record})
+        save_adapter(
+            self.folder / "adapter", going.best.of(trainer.deltas), label, {RUN: record, **self.dialect.files()}
+        )
         write_file(self.folder / RUN, record)
 
     def _record(self, trainer: Trainer, going: Progressed, load: Mapping[str, Tensor]) -> dict[str, object]:
