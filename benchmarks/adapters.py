@@ -1,10 +1,12 @@
 """Sixteen adapters in one batch beside none: decode, prompts and switching on the real gemma-3-270m.
 
-    python -m benchmarks.adapters [--adapters 16] [--rank 8] [--steps 24] [--rounds 3] [--threads N] [--json]
+    python -m benchmarks.adapters [--adapters 16] [--rank 8] [--steps 24] [--rounds 3] [--threads N]
+                                  [--clock wall|cpu] [--json]
 
 The adapters are synthetic: random numbers of the shapes a trained one has, on the seven usual kinds of matrices. What
 is measured does not depend on the numbers. Ways of running are measured in turn, each as often, and the median is given
-with the least and the most.
+with the least and the most. ``--clock cpu`` counts the process's own seconds: with one thread that is what a quiet
+machine's wall would say, on a busy one too.
 """
 
 from __future__ import annotations
@@ -29,38 +31,43 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 PROMPT, LONG = 16, 512  # tokens
 
 
+Clock = Callable[[], float]  # seconds
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     for name, usual in (("adapters", 16), ("rank", 8), ("steps", 24), ("rounds", 3)):
         options.add_argument(f"--{name}", type=int, default=usual)
     options.add_argument("--threads", type=int)
+    options.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
-    found = measured(given.adapters, given.rank, given.steps, given.rounds, given.threads)
+    clock = time.perf_counter if given.clock == "wall" else time.process_time
+    found = measured(given.adapters, given.rank, given.steps, given.rounds, given.threads, clock)
     print(json.dumps(found, indent=2) if given.json else table(found))
 
 
-def measured(count: int, rank: int, steps: int, rounds: int, threads: int | None) -> dict[str, object]:
+def measured(count: int, rank: int, steps: int, rounds: int, threads: int | None, clock: Clock) -> dict[str, object]:
     """Everything, by name: [median, least, most]."""
     llm = LLM.load("gemma-3-270m", threads=threads, kept=0)
     with tempfile.TemporaryDirectory() as folder:
         names = [f"synthetic-{number}" for number in range(count)]
-        loading = [timed(lambda n=number: load(llm, Path(folder), names[n], n, rank)) for number in range(count)]
+        loading = [timed(lambda n=number: load(llm, Path(folder), names[n], n, rank), clock) for number in range(count)]
     nobody, everybody, one = [""] * count, names, [names[0]] * count
     ways: dict[str, Callable[[], float]] = {
-        "decode tok/s, no adapter": lambda: decode(llm, nobody, steps),
-        f"decode tok/s, {count} adapters": lambda: decode(llm, everybody, steps),
-        "decode tok/s, one adapter": lambda: decode(llm, one, steps),
-        "decode tok/s, half without": lambda: decode(llm, [*names[: count // 2], *nobody[count // 2 :]], steps),
-        "one request tok/s, no adapter": lambda: decode(llm, [""], steps),
-        "one request tok/s, an adapter": lambda: decode(llm, names[:1], steps),
-        "prompt tok/s, no adapter": lambda: LONG / timed(lambda: first(llm, "", LONG)),
-        "prompt tok/s, an adapter": lambda: LONG / timed(lambda: first(llm, names[0], LONG)),
-        "first token ms, same adapter again": lambda: 1000 * again(llm, names[:1]),
-        "first token ms, another each time": lambda: 1000 * again(llm, names),
-        "take ms, loaded": lambda: 1000 * timed(lambda: llm.adapters.take(names[-1])),
+        "decode tok/s, no adapter": lambda: decode(llm, nobody, steps, clock),
+        f"decode tok/s, {count} adapters": lambda: decode(llm, everybody, steps, clock),
+        "decode tok/s, one adapter": lambda: decode(llm, one, steps, clock),
+        "decode tok/s, half without": lambda: decode(llm, [*names[: count // 2], *nobody[count // 2 :]], steps, clock),
+        "one request tok/s, no adapter": lambda: decode(llm, [""], steps, clock),
+        "one request tok/s, an adapter": lambda: decode(llm, names[:1], steps, clock),
+        "prompt tok/s, no adapter": lambda: LONG / timed(lambda: first(llm, "", LONG), clock),
+        "prompt tok/s, an adapter": lambda: LONG / timed(lambda: first(llm, names[0], LONG), clock),
+        "first token ms, same adapter again": lambda: 1000 * again(llm, names[:1], clock),
+        "first token ms, another each time": lambda: 1000 * again(llm, names, clock),
+        "take ms, loaded": lambda: 1000 * timed(lambda: llm.adapters.take(names[-1]), clock),
     }
-    decode(llm, everybody, 2)  # the first pass of a shape takes its memory
+    decode(llm, everybody, 2, clock)  # the first pass of a shape takes its memory
     numbers = {name: list[float]() for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -72,6 +79,7 @@ def measured(count: int, rank: int, steps: int, rounds: int, threads: int | None
     return {
         "what": f"{count} synthetic adapters of rank {rank}, {count} requests",
         "kernels": f"{compute.name}, {compute.threads} threads",
+        "ids as alone": f"{same(llm, names)} of {count}",
         "bytes an adapter": llm.adapters.nbytes // count,
         "load and prove ms": [1000 * statistics.median(loading), 1000 * min(loading), 1000 * max(loading)],
         **spread,
@@ -89,18 +97,27 @@ def load(llm: LLM, folder: Path, name: str, seed: int, rank: int) -> None:
     llm.adapters.add(name, folder / name)
 
 
-def decode(llm: LLM, names: list[str], steps: int) -> float:
+def decode(llm: LLM, names: list[str], steps: int, clock: Clock) -> float:
     """Tokens a second of all requests together, from when all of them write."""
     params = SamplingParams(max_tokens=steps + 8)
     sequences = [llm.engine.submit(request) for request in requests(llm, names, params)]
     while any(not sequence.output_ids for sequence in sequences):
         llm.engine.step()
-    began = time.perf_counter()
+    began = clock()
     made = sum(len([one for one in llm.engine.step() if one.sampled]) for _ in range(steps))
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     for sequence in sequences:
         llm.engine.abort(sequence)
     return made / seconds
+
+
+def same(llm: LLM, names: list[str], tokens: int = 16) -> int:
+    """How many of the requests have in one batch the ids that they have alone, sampled with a seed."""
+    params = SamplingParams(temperature=1.0, seed=7, max_tokens=tokens)
+    texts = [list(request.prompt_ids) for request in requests(llm, names, params)]
+    together = llm.generate_many(texts, adapter=names, params=params)
+    alone = [llm.generate(text, adapter=name, params=params) for text, name in zip(texts, names, strict=True)]
+    return sum(one.ids == other.ids for one, other in zip(together, alone, strict=True))
 
 
 def requests(llm: LLM, names: list[str], params: SamplingParams, length: int = PROMPT) -> list[Request]:
@@ -116,15 +133,15 @@ def first(llm: LLM, name: str, length: int) -> None:
         pass
 
 
-def again(llm: LLM, names: list[str]) -> float:
+def again(llm: LLM, names: list[str], clock: Clock) -> float:
     """Seconds to the first token of a short prompt, the median over requests one after the other."""
-    return statistics.median(timed(lambda at=at: first(llm, names[at % len(names)], PROMPT)) for at in range(8))
+    return statistics.median(timed(lambda at=at: first(llm, names[at % len(names)], PROMPT), clock) for at in range(8))
 
 
-def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def timed(work: Callable[[], object], clock: Clock) -> float:
+    began = clock()
     work()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def table(found: dict[str, object]) -> str:
