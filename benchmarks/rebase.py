@@ -5,7 +5,8 @@
     python -m benchmarks.rebase FOLDER --report        results.json, the table and the picture from what is there
 
 A cell is a JSON file in FOLDER/cells, with what it made beside it in FOLDER/made: whatever is killed goes on with the
-cells that are missing. One that failed is left out until its FOLDER/cells/NAME.failed is removed. Needs the model's file (``gemma-3-270m``) and the extras for tests and pictures.
+cells that are missing. One that failed is left out until its FOLDER/cells/NAME.failed is removed. Needs the model's
+file (``gemma-3-270m``) and the extras for tests and pictures.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
 def run(lab: Lab, only: str, *, one: bool) -> int:
     """Run what can be run; cells that another process holds are left to it. Returns how many were."""
     count = 0
-    while (cell := next((cell for cell in cells() if only in cell.name and _taken(lab, cell)), None)) is not None:
+    while any(only in cell.name and _taken(lab, cell) for cell in cells()):
         count += 1
         if one:
             break
