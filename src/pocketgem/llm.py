@@ -349,6 +349,11 @@ class LLM:
         """Whether there is a chat template: the checkpoint's, or that of the adapter of all requests."""
         return self._voice_of(self._worn).can_chat
 
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """The checkpoint's sampling options, for requests that name no adapter."""
+        return self._voice_of(self._worn).defaults
+
     def chats_with(self, adapter: str | None) -> bool:
         """Whether there is a chat template for requests with this adapter. Reads its file where it is not loaded."""
         if self.can_chat or adapter is None:
