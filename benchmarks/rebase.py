@@ -5,19 +5,20 @@
     python -m benchmarks.rebase FOLDER --report        results.json, the table and the picture from what is there
 
 A cell is a JSON file in FOLDER/cells, with what it made beside it in FOLDER/made: whatever is killed goes on with the
-cells that are missing. Needs the model's file (``gemma-3-270m``) and the extras for tests and pictures.
+cells that are missing. One that failed is left out until its FOLDER/cells/NAME.failed is removed. Needs the model's
+file (``gemma-3-270m``) and the extras for tests and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from benchmarks.rebase_cells import Lab, cells
+from benchmarks.rebase_cells import Cell, Lab, cells
 from benchmarks.rebase_report import report
 
 
@@ -43,31 +44,38 @@ def main() -> None:
 
 def run(lab: Lab, only: str, *, one: bool) -> int:
     """Run what can be run; cells that another process holds are left to it. Returns how many were."""
-    count, again = 0, True
-    while again:
-        again = False
-        for cell in cells():
-            ready = all(map(lab.done, cell.needs)) and only in cell.name
-            if lab.done(cell.name) or not ready:
-                continue
-            with (lab.cells / f"{cell.name}.lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    continue
-                if lab.done(cell.name):
-                    continue
-                print(f"{time.strftime('%H:%M:%S')} {cell.name}", flush=True)
-                began, cpu = time.perf_counter(), time.process_time()
-                facts = cell.run(lab)
-                spent = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-                lab.keep(cell.name, {**facts, "seconds": spent})
-                print(f"{time.strftime('%H:%M:%S')} {cell.name} done: {json.dumps(facts)[:300]}", flush=True)
-            count, again = count + 1, True
-            if one:
-                return count
+    count = 0
+    while any(only in cell.name and _taken(lab, cell) for cell in cells()):
+        count += 1
+        if one:
             break
     return count
+
+
+def _taken(lab: Lab, cell: Cell) -> bool:
+    """Run a cell if it is to be run and nobody else does. One that fails says why in its file, and is left alone."""
+    failed = lab.cells / f"{cell.name}.failed"
+    if lab.done(cell.name) or failed.exists() or not all(map(lab.done, cell.needs)):
+        return False
+    with (lab.cells / f"{cell.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        if lab.done(cell.name):
+            return False
+        print(f"{time.strftime('%H:%M:%S')} {cell.name}", flush=True)
+        began, cpu = time.perf_counter(), time.process_time()
+        try:
+            facts = cell.run(lab)
+        except Exception:
+            failed.write_text(traceback.format_exc())
+            traceback.print_exc()
+            return True
+        spent = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        lab.keep(cell.name, {**facts, "seconds": spent})
+        print(f"{time.strftime('%H:%M:%S')} {cell.name}: {spent['wall']:.0f} s", flush=True)
+    return True
 
 
 if __name__ == "__main__":

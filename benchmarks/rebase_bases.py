@@ -36,7 +36,7 @@ HELD = 16  # pieces of text that are only measured
 
 def write_requantised(old: str, target: Path) -> dict[str, object]:
     """Q4_0 from the old file's numbers."""
-    made = quantize_model(old, target, Wishes(Format.Q4_0, check=False, threads=1))
+    made = quantize_model(old, target, Wishes(form=Format.Q4_0, check=False, threads=1))
     return {"bytes": target.stat().st_size, "kind": type(made).__name__}
 
 

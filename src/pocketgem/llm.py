@@ -144,6 +144,7 @@ class LLM:
         adapter: str | Path | None = None,
         adapter_memory: int | str = USUAL_BUDGET,
         allow_drift: bool = False,
+        dialect: Dialect | None = None,
         mmproj: str | Path | None = None,
         image_budget: Budget = "auto",
         media: Collection[str] = (),
@@ -181,6 +182,7 @@ class LLM:
                 name none; it is proved to change the model's answers, and ``attached`` says how much.
             adapter_memory: bytes, or a text such as "1GiB", for adapters that requests name (``adapters``).
             allow_drift: put adapters on although the base is another than their manifests say.
+            dialect: a chat template, and names for reserved tokens, in place of the model's own (``read_dialect``).
             mmproj: a GGUF file with the towers of a model that is itself a GGUF file.
             image_budget: tokens for an image whose message names none, 70, 140, 280, 560 or 1120; "auto" takes the
                 fewest that lose no detail.
@@ -210,6 +212,7 @@ class LLM:
                 sequences,
                 frozenset(media),
                 None if adapter is None else where_is(adapter),
+                dialect or Dialect(),
             ),
             progress,
         )
@@ -348,7 +351,7 @@ class LLM:
 
     @property
     def defaults(self) -> Mapping[str, object]:
-        """Sampling options of the checkpoint, with the tokens that end a turn."""
+        """The checkpoint's sampling options, for requests that name no adapter."""
         return self._voice_of(self._worn).defaults
 
     def chats_with(self, adapter: str | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ class Wishes:
     sequences: int
     media: frozenset[str] = frozenset()  # image, audio, video: what will be given
     adapter: Path | None = None
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         plan = plan_here(checkpoint, wish, options)
         context, expert_memory = plan.setting.context, plan.placement.expert_bytes
         dtype = STORED if plan.setting.form.blocks else dtype
-    tokenizer = tokenizer_of(checkpoint)
+    checkpoint, tokenizer = spoken(checkpoint, tokenizer_of(checkpoint), wishes.dialect)
     checkpoint = checkpoint.lean()
     plain = checkpoint, tokenizer
     if wishes.adapter is not None and wishes.adapter.is_dir():

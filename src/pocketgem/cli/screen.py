@@ -68,6 +68,12 @@ class Screen:
             table.add_row(Text(one_line(name), style=NOTE_STYLE), Text(one_line(meaning), style=NOTE_STYLE))
         self._print(table)
 
+    def table(self, table: Table) -> None:
+        """Columns on stderr, unless quiet."""
+        if not self.quiet:
+            self.end()
+            self._print(table)
+
     def _print(self, what: RenderableType) -> None:
         """Wrapped between words for a person, in one line for a file."""
         self.err.print(what, soft_wrap=not self.err.is_terminal)

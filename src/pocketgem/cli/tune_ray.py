@@ -47,7 +47,7 @@ def report(out: Path, *, as_json: bool, quiet: bool) -> None:
     record = json.loads((out / "adapter" / "run.json").read_text(encoding="utf-8"))
     if as_json:
         wanted = {key: record[key] for key in ("loss", "seconds", "recipe")}
-        print(json.dumps({"adapter": str(out / "adapter"), **wanted}))
+        print(json.dumps({"event": "done", "adapter": str(out / "adapter"), **wanted}))
     Screen(quiet=quiet or as_json).note(
         f"{out / 'adapter'}: {record['parameters']:,} parameters, loss {record['loss']}"
     )

@@ -100,33 +100,19 @@ def rebase(
     the one in the adapter's folder. reuse: False goes on to distil even where the old weights pass. Raises InputError
     for a capsule of another adapter or vocabulary, WeightsError where the new base has other shapes.
     """
-    clock, limits, settings = Clock(), limits or Limits(), settings or Settings()
     if (out / ADAPTER).exists():
         raise InputError(f"{out / ADAPTER}: is there already, from an earlier rebase; move it away, or choose another")
-    adapter = open_adapter(folder, experts_of(llm))
-    source = capsule or folder / FILE
+    clock = Clock()
+    adapter, source = open_adapter(folder, experts_of(llm)), capsule or folder / FILE
     base = Base(llm.checkpoint, llm.tokenizer)
     recorded = _checked(load_capsule(source), adapter, base, source)
     found = _predicted(manifest_in(folder), base)
     clock.lap("predict")
-    watch("gate: the new base alone", 0, 1)
-    judge = Judge.of(llm, recorded)
-    outcome = _tried(judge, adapter, recorded, found, base, limits, settings)
-    clock.lap("gate")
-    chosen: Mapping[str, LowRank] | None = adapter.deltas if reuse and outcome.reuse.verdict.accepted else None
-    if chosen is not None:
-        outcome.way = "reuse"
-    else:
-        deltas = _distilled(judge, adapter, recorded, outcome, settings, watch)
-        clock.lap("distil")
-        if _pass(judge, outcome, deltas):
-            outcome.way, chosen = "distil", deltas
-        clock.lap("gate")
-    if chosen is not None:
-        note = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": round(_kept(outcome), 4)}
-        out.mkdir(parents=True, exist_ok=True)
-        outcome.nbytes["written"] = write_adapter(llm, base, out / ADAPTER, adapter, chosen, recorded, note)
-        clock.lap("write")
+    going = _Going(llm, base, adapter, recorded, limits or Limits(), settings or Settings(), clock, watch)
+    outcome, judge = going.tried(found)
+    deltas = going.chosen(outcome, judge, reuse=reuse)
+    if deltas is not None:
+        going.write(outcome, deltas, out)
     outcome.seconds = clock.seconds
     outcome.nbytes |= {"capsule": source.stat().st_size, "adapter": adapter.nbytes}
     return outcome
@@ -152,52 +138,70 @@ def _predicted(manifest: Manifest | None, base: Base) -> Drift | None:
     return found
 
 
-def _tried(
-    judge: Judge,
-    adapter: Adapter,
-    capsule: Capsule,
-    found: Drift | None,
-    base: Base,
-    limits: Limits,
-    settings: Settings,
-) -> Outcome:
-    """The new base alone and with the old weights, before the gate."""
-    bare, reuse = judge.measure(None), judge.measure(adapter.deltas)
-    same = base_hash(base, adapter.deltas) == capsule.about.base
-    return Outcome(
-        adapter=adapter.where,
-        old_base=capsule.about.base_name,
-        new_base=base.name,
-        target=settings.target.value,
-        same_base=same,
-        predicted=None if found is None else found.changes,
-        others=() if found is None else found.others,
-        limits=limits,
-        bare=Candidate(bare, judge.verdict(bare, limits)),
-        reuse=Candidate(reuse, judge.verdict(reuse, limits)),
-        consistency=judge.consistency,
-    )
+@dataclass(frozen=True)
+class _Going:
+    """One rebase under way: what it has to work with."""
 
+    llm: LLM
+    base: Base
+    adapter: Adapter
+    capsule: Capsule
+    limits: Limits
+    settings: Settings
+    clock: Clock
+    watch: Watch
 
-def _distilled(
-    judge: Judge, adapter: Adapter, capsule: Capsule, outcome: Outcome, settings: Settings, watch: Watch
-) -> dict[str, LowRank]:
-    def look(done: int, total: int, kl: float) -> None:
-        watch(f"distil: KL {kl:.3f}", done, total)
+    def tried(self, found: Drift | None) -> tuple[Outcome, Judge]:
+        """The new base alone and with the old weights, before the gate."""
+        self.watch("gate: the new base alone", 0, 2)
+        judge = Judge.of(self.llm, self.capsule)
+        bare = self._candidate(judge, None)
+        self.watch("gate: the old weights", 1, 2)
+        outcome = Outcome(
+            adapter=self.adapter.where,
+            old_base=self.capsule.about.base_name,
+            new_base=self.base.name,
+            target=self.settings.target.value,
+            same_base=base_hash(self.base, self.adapter.deltas) == self.capsule.about.base,
+            predicted=None if found is None else found.changes,
+            others=() if found is None else found.others,
+            limits=self.limits,
+            bare=bare,
+            reuse=self._candidate(judge, self.adapter.deltas),
+            consistency=judge.consistency,
+        )
+        self.clock.lap("gate")
+        return outcome, judge
 
-    deltas, outcome.curve = distill(judge.llm.model, capsule, adapter.deltas, settings, look)
-    return deltas
+    def _candidate(self, judge: Judge, deltas: Mapping[str, LowRank] | None) -> Candidate:
+        marks = judge.measure(deltas)
+        return Candidate(marks, judge.verdict(marks, self.limits))
 
+    def chosen(self, outcome: Outcome, judge: Judge, *, reuse: bool) -> Mapping[str, LowRank] | None:
+        """The weights that passed, None where none did."""
+        if reuse and outcome.reuse.verdict.accepted:
+            outcome.way = "reuse"
+            return self.adapter.deltas
+        deltas, outcome.curve = distill(
+            self.llm.model, self.capsule, self.adapter.deltas, self.settings, self._distilling
+        )
+        self.clock.lap("distil")
+        outcome.distilled = self._candidate(judge, deltas)
+        self.clock.lap("gate")
+        outcome.way = "distil" if outcome.distilled.verdict.accepted else None
+        return deltas if outcome.way else None
 
-def _pass(judge: Judge, outcome: Outcome, deltas: Mapping[str, LowRank]) -> bool:
-    marks = judge.measure(deltas)
-    outcome.distilled = Candidate(marks, judge.verdict(marks, outcome.limits))
-    return outcome.distilled.verdict.accepted
+    def _distilling(self, done: int, total: int, kl: float) -> None:
+        self.watch(f"distil: KL {kl:.3f}", done, total)
 
-
-def _kept(outcome: Outcome) -> float:
-    best = outcome.distilled if outcome.way == "distil" else outcome.reuse
-    return 0.0 if best is None else best.marks.kept
+    def write(self, outcome: Outcome, deltas: Mapping[str, LowRank], out: Path) -> None:
+        best = outcome.distilled if outcome.way == "distil" else outcome.reuse
+        kept = None if best is None else round(best.marks.kept, 4)
+        note = {"rebased_from": outcome.old_base, "way": outcome.way, "kept": kept}
+        out.mkdir(parents=True, exist_ok=True)
+        written = write_adapter(self.llm, self.base, out / ADAPTER, self.adapter, deltas, self.capsule, note)
+        outcome.nbytes["written"] = written
+        self.clock.lap("write")
 
 
 def swap(registry: Registry, name: str, out: Path) -> Entry:

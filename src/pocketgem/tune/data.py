@@ -133,7 +133,7 @@ def _results(message: Mapping[str, object]) -> list[dict[str, object]]:
     return [{"role": "tool", "content": "done", **_name(call)} for call in named]
 
 
-def _name(call: Mapping[str, object]) -> dict[str, object]:
+def _name(call: Mapping[str, object]) -> Mapping[str, str]:
     function = call.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     id = call.get("id")

@@ -37,7 +37,8 @@ class TrainedDoRA(nn.Module):
         across = self.base(a.to(_dtype(self.base))).T.float()  # W A^T, [out, rank]
         mixed = (across * b).sum(1) * (2 * scale)
         own = ((b @ (a @ a.T)) * b).sum(1) * scale**2
-        return (self.squares + mixed + own).clamp_(min=1e-30).sqrt_()
+        squares: Tensor = self.squares + mixed + own
+        return squares.clamp_(min=1e-30).sqrt_()
 
 
 def row_squares(base: nn.Module) -> Tensor:

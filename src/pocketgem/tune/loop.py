@@ -77,7 +77,7 @@ class Trainer:
     def share_of_gradients(self, share: list[Example], learned: int) -> float:
         """What some examples of a batch with ``learned`` learned ids add to its gradient and loss, a few at a time."""
         self.dressed.seed.step = self.step
-        total, size = 0.0, math.ceil(len(share) / self.recipe.accumulate)
+        total, size = 0.0, max(1, math.ceil(len(share) / self.recipe.accumulate))
         for start in range(0, len(share), size):
             loss = summed_loss(self.model, share[start : start + size]) / learned
             self.backward(loss)

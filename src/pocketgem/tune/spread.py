@@ -7,7 +7,7 @@ worker: worker 0 writes the run's folder, and any number of workers goes on from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -24,6 +24,7 @@ from pocketgem.tune.loop import Taken, Trainer
 from pocketgem.tune.recipe import Recipe, TrainingPlan
 from pocketgem.tune.run import Progressed, Run, fingerprint
 from pocketgem.tune.team import Team
+from pocketgem.tune.valid import Best
 
 
 class SpreadTrainer(Trainer):
@@ -83,15 +84,15 @@ class SpreadRun(Run):
         """See ``Run.trainer``."""
         return SpreadTrainer(self.team, self.llm.model, self.plan, self.recipe, self.examples)
 
-    def keep(self, trainer: Trainer, curve: Sequence[str], data: str) -> None:
+    def keep(self, trainer: Trainer, curve: Sequence[str], best: Best) -> None:
         """See ``Run.keep``: by worker 0."""
         if self.team.rank == 0:
-            super().keep(trainer, curve, data)
+            super().keep(trainer, curve, best)
 
-    def finish(self, trainer: Trainer, going: Progressed, data: str) -> None:
+    def finish(self, trainer: Trainer, going: Progressed, load: Mapping[str, Tensor]) -> None:
         """See ``Run.finish``: by worker 0."""
         if self.team.rank == 0:
-            super().finish(trainer, going, data)
+            super().finish(trainer, going, load)
 
 
 def spread(run: Run, team: Team, *, shard: bool = False) -> SpreadRun:
