@@ -141,7 +141,7 @@ def rebase_adapter(
     with _bar(screen) as watch:
         outcome = rebase(llm, folder, place, capsule, Limits(kept, match), settings, reuse=not distil, watch=watch)
     pictures = write_report(place, outcome)
-    swapped = swap(store, adapter, place).identity if outcome.passed and adapter in store.folders() else None
+    swapped = swap(store, adapter, place).identity if outcome.passed and adapter in store.names() else None
     if as_json:
         print(json.dumps({**outcome.facts(), "report": str(place), "registered": swapped}))
     _tell(screen, outcome, place, adapter if swapped else None, pictures=pictures)

@@ -200,7 +200,8 @@ def lengths_of(module: nn.Module, delta: LowRank) -> Tensor | None:
     if not isinstance(module, DoRALinear):
         return None
     rows = module.weight.float() + delta.whole()
-    return (module.factor.float() * torch.linalg.vector_norm(rows, dim=1)).cpu()
+    lengths: Tensor = module.factor.float() * torch.linalg.vector_norm(rows, dim=1)
+    return lengths.cpu()
 
 
 def backward(model: Gemma, batch: Sequence[Answer], ids: Tensor, aims: Tensor) -> float:

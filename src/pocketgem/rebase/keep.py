@@ -19,7 +19,7 @@ def keep_capsule(
 ) -> tuple[Path, int]:
     """Write it; returns where it is and its bytes. out: a file; None: beside the adapter, which lies in ``folder`` and
     may be a registered name. Raises CheckpointError, RunError."""
-    if out is not None or adapter not in registry.folders():
+    if out is not None or adapter not in registry.names():
         where = out or folder / FILE
         return where, save_capsule(where, capsule)
     with tempfile.TemporaryDirectory() as made:
