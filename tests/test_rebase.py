@@ -26,16 +26,17 @@ from pocketgem.checkpoint.resolve import resolve
 from pocketgem.checkpoint.types import StoredType
 from pocketgem.cli import main
 from pocketgem.errors import CheckpointError, FormatError, InputError, PromptError, WeightsError
-from pocketgem.model.lora import LowRank, attach_, targets
+from pocketgem.model.lora import DoRALinear, LowRank, attach_, targets
+from pocketgem.model.low_rank import places
 from pocketgem.rebase.capsule import Capsule, load_capsule, save_capsule
-from pocketgem.rebase.distill import Settings, Target, backward, distill
+from pocketgem.rebase.distill import Settings, Target, backward, distill, lengths_of
 from pocketgem.rebase.divergence import bucketed, divergence, rows_of
 from pocketgem.rebase.judge import Judge, Limits, token_f1
 from pocketgem.rebase.prompts import OPENING, Given, free_prompts, more_prompts, read_prompts
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import HTML, JSON, MARKDOWN, PICTURES
 from pocketgem.rebase.run import ADAPTER, rebase, swap
-from tests.adapter_files import made_up, saved
+from tests.adapter_files import made_up
 from tests.text_fixtures import gemma4_metadata
 from tests.twins import BLOCKS, make_twin
 
@@ -288,16 +289,19 @@ def test_settings_are_checked() -> None:
         Settings(learning_rate=float("nan"))
 
 
-def test_lengths_of_dora_follow_what_was_learned(house: Path, tmp_path: Path) -> None:
-    llm = load(house, "old")
-    adapter = saved(made_up(llm.model, dora=True, choose=lambda name: name.endswith("up_proj")), tmp_path / "dora")
-    prompts = [one.ids for one in read_prompts(house / "prompts.jsonl", llm)]
-    recorded = record(llm, adapter, prompts[:16], Wishes(top=16, samples=0, max_tokens=3), quiet)
+def test_lengths_of_dora_follow_what_was_learned(house: Path, capsule: Capsule) -> None:
     llm = load(house, "new")
-    deltas, curve = distill(llm.model, recorded, adapter.deltas, replace(QUICK, steps=4, every=4), lambda *_: None)
-    assert curve.best == 4, "nothing was learned"
-    again = Judge.of(llm, recorded, "watch").measure(deltas)
-    assert again.kl == pytest.approx(curve.watched[-1][1], rel=1e-3)
+    deltas = dict(made_up(llm.model, dora=True, choose=lambda name: name.endswith("up_proj")).deltas)
+    _, curve = distill(llm.model, capsule, deltas, replace(QUICK, steps=2, every=2), lambda *_: None)
+    assert len(curve.losses) == 2
+    name, delta = next(iter(deltas.items()))
+    attach_(llm.model, deltas)
+    (module,) = (place.module for place in places(llm.model) if place.name == name)
+    delta.B.mul_(3)  # the factors stay what they were
+    x = torch.randn(4, delta.A.shape[1])
+    again = DoRALinear(module.base, replace(delta, magnitude=lengths_of(module, delta)))
+    torch.testing.assert_close(again(x), module(x))
+    assert not torch.allclose(DoRALinear(module.base, delta)(x), module(x), atol=1e-3)
 
 
 # ---- all of it -------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class _Work:
                 one,
                 A=one.A.detach().cpu().clone(),
                 B=one.B.detach().cpu().clone(),
-                magnitude=_lengths(modules[name], one),
+                magnitude=lengths_of(modules[name], one),
             )
             for name, one in self.deltas.items()
         }
@@ -195,7 +195,7 @@ class _Work:
         return loss
 
 
-def _lengths(module: nn.Module, delta: LowRank) -> Tensor | None:
+def lengths_of(module: nn.Module, delta: LowRank) -> Tensor | None:
     """DoRA's factors are not trained, so the lengths they stand for follow the rows, ``[out]``; None for LoRA."""
     if not isinstance(module, DoRALinear):
         return None
