@@ -63,8 +63,8 @@ def rectangles(spans: Sequence[Span], counts: Sequence[int], positions: Tensor) 
     for group in groups:
         rows, places, most = _places([(spans[at].start, spans[at].stop) for at in group], positions.device)
         keys, key_places, most_keys = _places([(begins[at], begins[at + 1]) for at in group], positions.device)
-        at = positions.new_zeros(len(group) * most).index_copy(0, places, positions[rows]).view(len(group), most)
-        found.append(Rectangle((len(group), most, most_keys), rows, places, keys, key_places, at))
+        placed = positions.new_zeros(len(group) * most).index_copy(0, places, positions[rows]).view(len(group), most)
+        found.append(Rectangle((len(group), most, most_keys), rows, places, keys, key_places, placed))
     return found
 
 

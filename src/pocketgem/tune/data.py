@@ -134,10 +134,10 @@ def _results(message: Mapping[str, object]) -> list[dict[str, object]]:
 
 
 def _name(call: Mapping[str, object]) -> dict[str, object]:
+    """What a result says of its call."""
     function = call.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    id = call.get("id")
-    return ({"tool_call_id": id} if isinstance(id, str) else {}) | ({"name": name} if isinstance(name, str) else {})
+    said = {"tool_call_id": call.get("id"), "name": function.get("name") if isinstance(function, dict) else None}
+    return {key: value for key, value in said.items() if isinstance(value, str)}
 
 
 def _text(entry: Mapping[str, object], name: str, where: str) -> str:

@@ -29,7 +29,8 @@ class TrainedDoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         factor = self.magnitude / self._lengths()
-        return changed(self.base, self.delta, x) * factor.to(x.dtype)
+        out: Tensor = changed(self.base, self.delta, x) * factor.to(x.dtype)
+        return out
 
     @torch.no_grad()
     def _lengths(self) -> Tensor:
@@ -37,7 +38,8 @@ class TrainedDoRA(nn.Module):
         across = self.base(a.to(_dtype(self.base))).T.float()  # W A^T, [out, rank]
         mixed = (across * b).sum(1) * (2 * scale)
         own = ((b @ (a @ a.T)) * b).sum(1) * scale**2
-        return (self.squares + mixed + own).clamp_(min=1e-30).sqrt_()
+        lengths: Tensor = (self.squares + mixed + own).clamp_(min=1e-30).sqrt_()
+        return lengths
 
 
 def row_squares(base: nn.Module) -> Tensor:
