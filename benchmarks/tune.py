@@ -145,7 +145,8 @@ def in_turn(options: argparse.Namespace) -> dict[str, Any]:
 def drawn(run: dict[str, Any]) -> str:
     seconds = ", ".join(f"{one:.2f}" for one in run["seconds"])
     worked = ", ".join(f"{one:.2f}" for one in run["cpu_seconds"])
-    return f"{seconds} s a step ({worked} of the processors), peak {run['peak'] >> 20} MiB, first losses {run['losses'][:2]}"
+    clock = f"{seconds} s a step ({worked} of the processors)"
+    return f"{clock}, peak {run['peak'] >> 20} MiB, first losses {run['losses'][:2]}"
 
 
 def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
