@@ -144,7 +144,9 @@ def in_turn(options: argparse.Namespace) -> dict[str, Any]:
 
 def drawn(run: dict[str, Any]) -> str:
     seconds = ", ".join(f"{one:.2f}" for one in run["seconds"])
-    return f"{seconds} s a step, peak {run['peak'] >> 20} MiB, first losses {run['losses'][:2]}"
+    worked = ", ".join(f"{one:.2f}" for one in run["cpu_seconds"])
+    clock = f"{seconds} s a step ({worked} of the processors)"
+    return f"{clock}, peak {run['peak'] >> 20} MiB, first losses {run['losses'][:2]}"
 
 
 def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -158,16 +160,17 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     from pocketgem.memory.program import status
 
     steps = options.steps + 1
-    losses, seconds = [], []
-    begin = time.perf_counter()
+    losses, seconds, worked = [], [], []
+    begin, work = time.perf_counter(), time.process_time()
     for loss in ours(options, steps) if options.child == "ours" else theirs(options, steps):
         if loss is None:
             anew()  # loaded
         else:
             losses.append(round(loss, 5))
             seconds.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-    return {"seconds": seconds[1:], "losses": losses, "peak": status()["VmHWM"]}
+            worked.append(time.process_time() - work)
+        begin, work = time.perf_counter(), time.process_time()
+    return {"seconds": seconds[1:], "cpu_seconds": worked[1:], "losses": losses, "peak": status()["VmHWM"]}
 
 
 def ours(options: argparse.Namespace, steps: int) -> Iterator[float | None]:

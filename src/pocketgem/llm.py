@@ -99,26 +99,27 @@ class LLM:
         adapter_memory: int = USUAL_BUDGET,
         allow_drift: bool = False,
         plain: tuple[Checkpoint, Tokenizer] | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
         """``files`` are those the model goes on reading: a request is refused when one of them was changed.
 
         plan: what was decided for a memory budget; the engine keeps to its context, sequences and kept pasts.
         kept, folder: bytes for pasts in memory, and where they lie on disk; decoder, image_budget: see ``load``.
         adapter_memory, allow_drift: of adapters that requests name, see ``load``. plain: checkpoint and tokenizer
-        without the words of an adapter.
+        without the words of an adapter, or of the dialect that requests without an adapter are written in.
         """
         self.model, self.tokenizer, self.checkpoint, self.plan = model, tokenizer, checkpoint, plan
         self.engine = engine_of(model, tokenizer, context, plan, kept, folder)
         self.flights = Flights(self.engine)
-        self._plain = (checkpoint, tokenizer) if plain is None else plain
+        self.plain = (checkpoint, tokenizer) if plain is None else plain  # without an adapter's or a dialect's words
         self.adapters = Wardrobe(
-            model, self.flights.lock, base=Base(*self._plain), allow_drift=allow_drift, budget=adapter_memory
+            model, self.flights.lock, base=Base(*self.plain), allow_drift=allow_drift, budget=adapter_memory
         )
         self._worn: Lease | None = None  # what requests have on that name no adapter
         towers = Towers.of(checkpoint)  # nothing of them is read until something is to be seen or heard
         self.senses = Senses(towers, checkpoint.config, tokenizer, decoder, budget=image_budget)
         self._numbers = count()
-        self._voice = self._spoken(Dialect())
+        self._voice = self._spoken(dialect or Dialect())
         self._voices: WeakKeyDictionary[Worn, Voice] = WeakKeyDictionary()
         self._mapped = files
         self._nameless = nameless_ids(checkpoint, tokenizer)
@@ -233,6 +234,7 @@ class LLM:
             adapter_memory=room,
             allow_drift=allow_drift,
             plain=found.plain,
+            dialect=dialect,
         )
         if adapter is not None:
             llm.wear(adapter)
@@ -374,7 +376,7 @@ class LLM:
         return known
 
     def _spoken(self, dialect: Dialect) -> Voice:
-        checkpoint, tokenizer = spoken(*self._plain, dialect)
+        checkpoint, tokenizer = spoken(*self.plain, dialect)
         template = template_of(checkpoint, tokenizer)
         defaults = defaults_of(checkpoint, tokenizer)
         return Voice(tokenizer, Chat(template, tokenizer), template is not None, defaults, Grammars(tokenizer))

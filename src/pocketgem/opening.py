@@ -54,7 +54,7 @@ class Wishes:
 class Opened:
     """A model in memory with what came with it. ``files`` are those that it goes on reading.
 
-    plain: checkpoint and tokenizer without what the adapter of ``Wishes`` says of template and names.
+    plain: checkpoint and tokenizer without what ``Wishes``, or the adapter there, say of template and names.
     """
 
     model: Gemma
@@ -83,9 +83,10 @@ def opened(checkpoint: Checkpoint, wishes: Wishes, progress: Progress | None) ->
         plan = plan_here(checkpoint, wish, options)
         context, expert_memory = plan.setting.context, plan.placement.expert_bytes
         dtype = STORED if plan.setting.form.blocks else dtype
-    checkpoint, tokenizer = spoken(checkpoint, tokenizer_of(checkpoint), wishes.dialect)
+    tokenizer = tokenizer_of(checkpoint)
     checkpoint = checkpoint.lean()
     plain = checkpoint, tokenizer
+    checkpoint, tokenizer = spoken(checkpoint, tokenizer, wishes.dialect)
     if wishes.adapter is not None and wishes.adapter.is_dir():
         checkpoint, tokenizer = spoken(checkpoint, tokenizer, read_dialect(wishes.adapter))
     give_back()

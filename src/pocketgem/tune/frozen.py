@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from pocketgem.model.blocks import BlockLinear
@@ -16,7 +17,10 @@ def back(base: nn.Module, grad: Tensor) -> Tensor:
     """``grad [n, out]`` times the base's matrix: ``[n, in]``."""
     if isinstance(base, BlockLinear):
         return base.blocks.back(grad)
-    return grad @ cast(Tensor, base.weight)
+    weight = cast(Tensor, base.weight)
+    if isinstance(weight, DTensor):  # each of several workers keeps a part of it
+        weight = weight.full_tensor()
+    return grad @ weight
 
 
 class ChangedProduct(torch.autograd.Function):

@@ -15,7 +15,10 @@ from typing import cast
 
 from torch import Tensor
 
+from pocketgem.adapters.base import Base
 from pocketgem.adapters.dialect import Dialect
+from pocketgem.adapters.manifest import manifest_of, write_manifest
+from pocketgem.adapters.peft import open_adapter
 from pocketgem.adapters.save import Label, save_adapter
 from pocketgem.checkpoint.durable import write_file
 from pocketgem.errors import InputError
@@ -82,9 +85,10 @@ class Run:
             going.started = trainer.step
             self._steps(trainer, going, watch)
             self.finish(trainer, going, load)
-            return going
         finally:
             trainer.close()
+        self.describe()
+        return going
 
     @cached_property
     def _data(self) -> str:
@@ -138,10 +142,20 @@ class Run:
         base = checkpoint.location.files[0].name if checkpoint.location.files else str(checkpoint.location.folder)
         label = Label(base, self.recipe.rank, self.recipe.alpha, self.recipe.stabilised, prefix)
         record = json.dumps(self._record(trainer, going, load), indent=2).encode()
-        save_adapter(
-            self.folder / "adapter", going.best.of(trainer.deltas), label, {RUN: record, **self.dialect.files()}
-        )
+        save_adapter(self.adapter, going.best.of(trainer.deltas), label, {RUN: record, **self.dialect.files()})
         write_file(self.folder / RUN, record)
+
+    def describe(self) -> None:
+        """Put a manifest beside the adapter while its base is at hand. Raises WeightsError for one that does nothing."""
+        experts = self.llm.checkpoint.config.experts
+        adapter = open_adapter(self.adapter, None if experts is None else experts.num_experts)
+        base = Base(*self.llm.plain)
+        write_manifest(self.adapter, manifest_of(self.llm.model, base, adapter))
+
+    @property
+    def adapter(self) -> Path:
+        """Where the adapter will be."""
+        return self.folder / "adapter"
 
     def _record(self, trainer: Trainer, going: Progressed, load: Mapping[str, Tensor]) -> dict[str, object]:
         best = going.best

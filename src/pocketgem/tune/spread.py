@@ -94,6 +94,11 @@ class SpreadRun(Run):
         if self.team.rank == 0:
             super().finish(trainer, going, load)
 
+    def describe(self) -> None:
+        """See ``Run.describe``: by worker 0, if it has the whole base; else `pocketgem adapters add --model` does it."""
+        if self.team.rank == 0 and not isinstance(self.llm.model, FSDPModule):
+            super().describe()
+
 
 def spread(run: Run, team: Team, *, shard: bool = False) -> SpreadRun:
     """The run as this worker's part of it. shard: each worker keeps a part of the base (``shard_``).
