@@ -146,7 +146,7 @@ class Run:
         write_file(self.folder / RUN, record)
 
     def describe(self) -> None:
-        """Put a manifest beside the adapter while its base is at hand. Raises WeightsError for one that does nothing."""
+        """Put a manifest beside the adapter while its base is at hand. Raises WeightsError where it does nothing."""
         experts = self.llm.checkpoint.config.experts
         adapter = open_adapter(self.adapter, None if experts is None else experts.num_experts)
         base = Base(*self.llm.plain)

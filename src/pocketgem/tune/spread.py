@@ -95,7 +95,7 @@ class SpreadRun(Run):
             super().finish(trainer, going, load)
 
     def describe(self) -> None:
-        """See ``Run.describe``: by worker 0, if it has the whole base; else `pocketgem adapters add --model` does it."""
+        """See ``Run.describe``: by worker 0, if it has the whole base; else `adapters add --model` does it."""
         if self.team.rank == 0 and not isinstance(self.llm.model, FSDPModule):
             super().describe()
 
