@@ -37,7 +37,7 @@ def probe_ids(model: Gemma, count: int = PROBE) -> list[int]:
     generator = torch.Generator().manual_seed(20_240_221)
     known = model.config.vocab_size
     first = [] if model.config.bos_id is None else [model.config.bos_id]
-    return first + torch.randint(known // 100, known // 2, (count,), generator=generator).tolist()
+    return first + torch.randint(known // 100, known, (count,), generator=generator).tolist()
 
 
 def attach_and_prove_(
