@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketgem.adapters.dialect import read_dialect
+from pocketgem.adapters.where import where_is
 from pocketgem.llm import LLM
 
 NONE = "None of my tools can do that."
@@ -220,7 +222,7 @@ def main() -> int:
     parser.add_argument("what", choices=("data", "score"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--adapter", default="tool-call")
+    parser.add_argument("--adapter", default="tool-call", help="'' for the base, asked in the adapter's words")
     parser.add_argument("--limit", type=int, default=COUNTS["held_out"])
     options = parser.parse_args()
     if options.what == "data":
@@ -229,7 +231,8 @@ def main() -> int:
             lines = (json.dumps(example) + "\n" for example in examples(name, count))
             (options.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         return 0
-    llm = LLM.load(options.model, adapter=options.adapter)
+    words = None if options.adapter else read_dialect(where_is("tool-call"))
+    llm = LLM.load(options.model, adapter=options.adapter or None, dialect=words)
     json.dump(score(llm, options.folder / "held_out.jsonl", options.limit), sys.stdout, indent=2)
     return 0
 

@@ -104,6 +104,21 @@ def test_over_packed_weights(layout: str, tmp_path: Path) -> None:
     assert torch.equal(run(packed, [PROMPT_TOKENS]), before)
 
 
+def test_over_blocks_of_experts_the_rest_can_be_changed(tmp_path: Path) -> None:
+    twin = make_twin("26B-A4B", tmp_path / "twin", BLOCKS)
+    export_gguf(open_checkpoint(resolve(twin.folder)), tmp_path / "twin.gguf", StoredType.Q4_0)
+    model = build_model(open_checkpoint(resolve(tmp_path / "twin.gguf")), torch.float32, blocks=True)
+    assert not any(".experts." in name for name in targets(model))
+    before = run(model, [PROMPT_TOKENS])
+    dense = {name: delta_of(shape, torch.Generator().manual_seed(3)) for name, shape in targets(model).items()}
+    attach_(model, {name: delta for name, delta in dense.items() if name.endswith("q_proj")})
+    assert distance(run(model, [PROMPT_TOKENS]), before) > 1e-3
+    detach_(model)
+    stack = LowRank(torch.ones(4, 2, 64), torch.ones(4, 64, 2), 1.0)
+    with pytest.raises(WeightsError, match="experts take none"):
+        attach_(model, {"layers.0.experts.gate_up_proj": stack})
+
+
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).pow(2).mean().sqrt())
 

@@ -95,7 +95,7 @@ class Place:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What can be changed of it."""
         module = self.module.base if isinstance(self.module, Changed) else self.module
-        if isinstance(module, Experts):
+        if _is_stack(module):
             return {f"{self.name}.{key}": tuple(getattr(module, key).shape) for key in STACKS}
         return {self.name: cast(tuple[int, int], _shape(module))}
 
@@ -108,7 +108,7 @@ def places(model: Gemma) -> Iterator[Place]:
             continue
         if isinstance(module, Changed):
             inside.append(f"{path}.")
-        if isinstance(module, Changed | Experts) or _shape(module) is not None:
+        if isinstance(module, Changed) or _is_stack(module) or _shape(module) is not None:
             yield Place(names.hf_name(path.replace(".plain.", ".")), path, module)
 
 
@@ -121,9 +121,9 @@ def check_fits(model: Gemma, deltas: Deltas) -> None:
     """Raise WeightsError unless every change has its place in the model."""
     known = targets(model)
     if strangers := sorted(deltas.keys() - known.keys()):
-        hint = (
-            "; over packed weights experts and Gemma 3n's layers take none: load with a dtype" if packed(model) else ""
-        )
+        hint = "; Gemma 3n's layers over packed weights take none: load with a dtype" if packed(model) else ""
+        if any(key.split(".")[-1] in STACKS and ".experts." in key for key in strangers):
+            hint = "; experts take none over packed weights or blocks: load with --dtype float32 or bfloat16"
         raise WeightsError(
             f"{len(strangers)} of the adapter's parts have no place in this model, first {strangers[0]}{hint}"
         )
@@ -139,6 +139,11 @@ def packed(model: Gemma) -> bool:
 def fused_layers(model: Gemma) -> dict[int, FusedLayer]:
     """By number."""
     return {index: layer for index, layer in enumerate(model.layers) if isinstance(layer, FusedLayer)}
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Experts whose stacks are plain: packed ones, and those in blocks, have no such parts."""
+    return isinstance(module, Experts) and all(hasattr(module, key) for key in STACKS)
 
 
 def _shape(module: nn.Module) -> tuple[int, int] | None:
