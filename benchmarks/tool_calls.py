@@ -1,6 +1,6 @@
 """Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
 
-    python -m benchmarks.tool_calls data FOLDER                      train.jsonl, valid.jsonl, held_out.jsonl
+    python -m benchmarks.tool_calls data FOLDER                      train, more, valid and held_out.jsonl
     python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
 
 All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
@@ -27,7 +27,8 @@ from pocketgem.llm import LLM
 
 NONE = "None of my tools can do that."
 SHARE_NONE, SHARE_RESULT = 0.1, 0.1  # of the examples: no tool serves; a tool has answered and its result is to be told
-COUNTS = {"train": 2400, "valid": 80, "held_out": 400}
+MORE_NONE = 0.3  # in what is trained on second: the first training learned to call, and never to refuse
+COUNTS = {"train": 2400, "more": 2400, "valid": 80, "held_out": 400}
 
 # Values of texts. Every fourth is held out.
 VALUES = {
@@ -74,50 +75,71 @@ TOOLS = (
     Tool("set_timer", {"minutes": "1-90"}, (
         "Set a timer for {minutes} minutes", "Start a {minutes} minute timer", "Timer, {minutes} minutes please",
         "Remind me in {minutes} minutes", "Count down {minutes} minutes", "I need a timer of {minutes} minutes",
+        "Let me know when {minutes} minutes are over", "{minutes} minutes, go", "Beep after {minutes} minutes",
+        "Egg timer, {minutes} minutes",
         "Give me {minutes} minutes on the clock", "Ring in {minutes} minutes")),
     Tool("set_alarm", {"hour": "0-23", "minute": "10-59"}, (
         "Wake me at {hour}:{minute}", "Set an alarm for {hour}:{minute}", "Alarm at {hour}:{minute} please",
         "I have to get up at {hour}:{minute}", "Can you wake me up at {hour}:{minute}?", "New alarm, {hour}:{minute}",
+        "Get me out of bed at {hour}:{minute}", "{hour}:{minute} alarm", "I want to wake up at {hour}:{minute}",
+        "Tomorrow I rise at {hour}:{minute}",
         "Make sure I am awake by {hour}:{minute}", "Please let the alarm go off at {hour}:{minute}")),
     Tool("call", {"name": "name"}, (
         "Phone {name}", "Call {name}", "Ring {name} for me", "Give {name} a call", "I want to talk to {name}",
+        "Start a call with {name}", "I need to speak with {name}", "Connect me with {name}", "Reach {name} by phone",
         "Dial {name}", "Get {name} on the line", "Can you put me through to {name}?")),
     Tool("send_message", {"to": "name", "text": "thing"}, (
         "Tell {to} that {text}", "Text {to}: {text}", "Send {to} a message saying {text}", "Write to {to}: {text}",
         "Message {to} that {text}", "Let {to} know that {text}",
+        "Say to {to}: {text}", "Please inform {to} that {text}", "A message for {to}: {text}",
+        "Give {to} the news that {text}",
         "Drop {to} a line: {text}", "{to} should hear that {text}")),
     Tool("get_weather", {"city": "city", "day": "day"}, (
         "What is the weather in {city} {day}?", "Will it rain in {city} {day}?", "Weather for {city}, {day}",
         "How warm is it in {city} {day}?", "Do I need a coat in {city} {day}?", "Forecast for {city} {day} please",
+        "Is {city} going to be cold {day}?", "Tell me the weather for {day} in {city}", "Rain in {city} {day}?",
+        "{city} weather {day}",
         "Is it going to be sunny in {city} {day}?", "What does the sky look like in {city} {day}?")),
     Tool("play_music", {"artist": "artist"}, (
         "Play something by {artist}", "Put on {artist}", "I want to hear {artist}", "Play {artist}",
+        "Start {artist}", "I am in the mood for {artist}", "Can I hear {artist}?", "Turn on some {artist}",
         "Some {artist} please", "Music by {artist}", "Let us listen to {artist}", "How about a song of {artist}?")),
     Tool("light_on", {"room": "room"}, (
         "Turn on the light in the {room}", "Lights on in the {room}", "Switch the {room} light on",
         "Make it bright in the {room}", "Light in the {room} please", "{room} light on",
+        "Brighten the {room}", "The {room} is too dark", "Illuminate the {room}", "I need light in the {room}",
         "It is dark in the {room}", "I cannot see a thing in the {room}")),
     Tool("light_off", {"room": "room"}, (
         "Turn off the light in the {room}", "Lights off in the {room}", "Switch the {room} light off",
         "Make it dark in the {room}", "No light in the {room} please", "{room} light off",
+        "Darken the {room}", "The {room} light is not needed", "Put out the light in the {room}",
+        "Shut the {room} light off",
         "Kill the lights in the {room}", "The {room} can go dark now")),
     Tool("add_item", {"item": "item", "count": "2-12"}, (
         "Put {count} {item} on the list", "Add {count} {item} to my shopping list", "We need {count} {item}",
         "Buy {count} {item}", "{count} {item} for the list", "Shopping list: {count} {item}",
+        "Get {count} {item} from the shop", "{item}, {count} of them, on my list", "Note down {count} {item}",
+        "Remember {count} {item}",
         "We are out of {item}, get {count}", "Do not let me forget {count} {item}")),
     Tool("navigate", {"place": "place", "city": "city"}, (
         "Take me to the {place} in {city}", "How do I get to the {place} in {city}?", "Drive to the {city} {place}",
         "Directions to the {place} of {city}", "Route to the {place} in {city}", "Navigate to the {city} {place}",
+        "Bring me to the {place} in {city}", "Show me the way to the {city} {place}",
+        "Where is the {place} in {city}?", "Let us drive to the {place} in {city}",
         "I want to go to the {place} in {city}", "Which way is the {place} in {city}?")),
     Tool("convert", {"amount": "2-900", "source": "currency", "target": "currency"}, (
         "How much is {amount} {source} in {target}?", "Convert {amount} {source} to {target}",
         "{amount} {source} in {target}", "Change {amount} {source} into {target}",
         "What are {amount} {source} worth in {target}?", "Turn {amount} {source} to {target}",
+        "Exchange {amount} {source} for {target}", "{amount} {source}, in {target} please",
+        "Give me {amount} {source} as {target}", "How many {target} are {amount} {source}?",
         "If I have {amount} {source}, how many {target} is that?", "I need the {target} for {amount} {source}")),
     Tool("create_event", {"title": "title", "day": "day", "hour": "7-21"}, (
         "Put {title} in my calendar {day} at {hour}", "Schedule {title} for {day} at {hour}",
         "I have {title} {day} at {hour}", "New event: {title}, {day}, {hour} o'clock",
         "Plan {title} {day} at {hour} o'clock", "Add {title} to {day} at {hour}",
+        "Enter {title} for {day} at {hour}", "{title} is {day} at {hour}", "Calendar: {title} {day} at {hour}",
+        "Reserve {hour} o'clock {day} for {title}",
         "Block {day} at {hour} for {title}", "Do not let me miss {title} {day} at {hour}")),
 )  # fmt: skip
 RESULTS = ("ok", "done", "12 degrees, rain", "23 degrees and sunny", "not found", "saved", "84.20", "busy", "sent")
@@ -145,9 +167,10 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
         new_wordings = name == "held_out" and index % 2 == 1
         split = Split(held_out=name == "held_out", new_wordings=new_wordings)
         one, dice = _example(rng, split), rng.random()
-        if dice < SHARE_NONE:
+        none = MORE_NONE if name == "more" else SHARE_NONE
+        if dice < none:
             yield _without(one, rng) | {"kind": "no tool"}
-        elif dice < SHARE_NONE + SHARE_RESULT:
+        elif dice < none + SHARE_RESULT:
             yield _answered(one, rng) | {"kind": "result"}
         else:
             yield one | {"kind": "new wording" if new_wordings else "call"}

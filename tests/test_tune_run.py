@@ -18,7 +18,7 @@ import torch
 from pocketgem import LLM
 from pocketgem.adapters.peft import open_adapter
 from pocketgem.cli import main
-from pocketgem.errors import FormatError, InputError, PromptError, RunError
+from pocketgem.errors import FormatError, InputError, PromptError, RunError, WeightsError
 from pocketgem.tune.data import Reader
 from pocketgem.tune.load import expert_load, shift
 from pocketgem.tune.loop import Taken, Trainer
@@ -234,3 +234,34 @@ def test_a_shift_of_the_experts_load_is_seen(tmp_path: Path) -> None:
     assert isinstance([*trainer.run()][-1], Taken)
     moved = [one["moved"] for one in shift(before, expert_load(base, batch)).values()]  # type: ignore[index]
     assert 0 < max(moved) <= 1
+
+
+# ---- from an adapter on ----------------------------------------------------------------------------------------------
+
+
+def test_training_begins_at_an_adapter(llm: LLM, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl")
+    prepare(llm, data, tmp_path / "first", RECIPE).train(lambda taken, going: None)
+    first = open_adapter(tmp_path / "first" / "adapter")
+    scaled = replace(RECIPE, steps=2, alpha=8)  # another scale: the change is the same
+    run = replace(prepare(llm, data, tmp_path / "second", scaled), start=first)
+    losses: list[float] = []
+    run.train(lambda taken, going: losses.append(taken.loss))
+    trainer = Trainer(llm.model, run.plan, scaled, run.examples)
+    cold = trainer.gradients(trainer.batch(0))
+    trainer.begin_at(first.deltas)
+    assert trainer.gradients(trainer.batch(0)) == pytest.approx(losses[0], abs=1e-5)
+    trainer.close()
+    assert losses[0] < cold - 0.05
+    record = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert record["began_at"] == first.identity
+
+
+def test_an_adapter_of_another_plan_is_no_beginning(llm: LLM, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl")
+    prepare(llm, data, tmp_path / "first", replace(RECIPE, steps=1)).train(lambda taken, going: None)
+    first = open_adapter(tmp_path / "first" / "adapter")
+    for other in (replace(RECIPE, rank=3), replace(RECIPE, modules=("q_proj",)), replace(RECIPE, dora=True)):
+        run = replace(prepare(llm, data, tmp_path / "second", other), start=first)
+        with pytest.raises(WeightsError, match="begin at"):
+            run.train(lambda taken, going: None)

@@ -22,6 +22,8 @@ from pocketgem.cli.tune_sweep import Minutes, Space, Trials, sweep_model
 from pocketgem.cli.tune_workers import RayAddress, Shard, UseRay, Workers, among_others, shared, team_of
 
 if TYPE_CHECKING:
+    from pocketgem.adapters.adapter import Adapter
+    from pocketgem.llm import LLM
     from pocketgem.tune.loop import Taken
     from pocketgem.tune.planner import Part
     from pocketgem.tune.preflight import Check
@@ -43,6 +45,10 @@ Rate = Annotated[float, typer.Option(help="The highest learning rate; it rises, 
 Steps = Annotated[int, typer.Option(help="Batches to learn from.")]
 Batch = Annotated[int, typer.Option(help="Examples a step.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens of an example, at most.")]
+BeginAt = Annotated[
+    str | None,
+    typer.Option("--begin-at", metavar="ADAPTER", help="Begin with the values of this adapter, not with the base."),
+]
 Words = Annotated[
     Path | None,
     typer.Option(
@@ -96,6 +102,7 @@ def tune_model(
     dtype: o.DtypeChoice = o.Dtype.FLOAT32,
     threads: o.Threads = None,
     words: Words = None,
+    begin_at: BeginAt = None,
     plan: OnlyPlan = False,
     sweep: Space = None,
     trials: Trials = 20,
@@ -155,7 +162,7 @@ def tune_model(
                 model, dtype=o.torch_dtype(dtype), threads=threads, dialect=dialect, offline=offline, progress=bar
             )
         run = prepare(llm, data, out, recipe, shlex.join(sys.argv), valid=held)
-        run = replace(run, save_every=save_every, dialect=dialect)
+        run = replace(run, save_every=save_every, dialect=dialect, start=_start(begin_at, llm))
         _show_plan(screen, parts(llm.model, run.plan), as_json)
         if plan:
             return
@@ -172,6 +179,15 @@ def tune_model(
               stopped=going.stopped, recipe=asdict(recipe))  # fmt: skip
     why = f"; {going.stopped}" if going.stopped else ""
     screen.note(f"{out / 'adapter'}: {run.plan.parameters:,} parameters, loss {_losses(going)}{why}")
+
+
+def _start(adapter: str | None, llm: LLM) -> Adapter | None:
+    """The adapter to begin at. Raises InputError, CheckpointError."""
+    from pocketgem.adapters.peft import open_adapter
+    from pocketgem.adapters.where import where_is
+
+    experts = llm.checkpoint.config.experts
+    return None if adapter is None else open_adapter(where_is(adapter), experts and experts.num_experts)
 
 
 def _valid(text: str | None) -> Path | float | None:

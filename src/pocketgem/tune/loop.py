@@ -45,6 +45,20 @@ class Trainer:
         self.dressed = Dressed(model, self.deltas, dropout=recipe.dropout, seed=recipe.seed, forgetful=recipe.forgetful)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
+    @torch.no_grad()
+    def begin_at(self, known: Mapping[str, LowRank]) -> None:
+        """Begin with an adapter's values. Raises WeightsError for one of other matrices, ranks or kind."""
+        for name in known.keys() | self.deltas.keys():
+            old, new = known.get(name), self.deltas.get(name)
+            if old is None or new is None or old.A.shape != new.A.shape or old.B.shape != new.B.shape:
+                raise WeightsError(f"{name}: the adapter to begin at is another there; give its --modules and --rank")
+            if (old.magnitude is None) != (new.magnitude is None):
+                raise WeightsError(f"{name}: of the adapter to begin at and the plan one is DoRA; give its kind")
+            new.A.copy_(old.A)
+            new.B.copy_(old.B * (old.scale / new.scale))
+            if old.magnitude is not None and new.magnitude is not None:
+                new.magnitude.copy_(old.magnitude)
+
     @property
     def parameters(self) -> list[Tensor]:
         return [part for _, part in parts_of(self.deltas)]

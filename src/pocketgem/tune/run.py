@@ -15,6 +15,7 @@ from typing import cast
 
 from torch import Tensor
 
+from pocketgem.adapters.adapter import Adapter
 from pocketgem.adapters.base import Base
 from pocketgem.adapters.dialect import Dialect
 from pocketgem.adapters.manifest import manifest_of, write_manifest
@@ -69,6 +70,7 @@ class Run:
     save_every: int = 50
     valid: Sequence[Example] = ()
     dialect: Dialect = field(default_factory=Dialect)  # with which the model was loaded; it goes with the adapter
+    start: Adapter | None = None  # whose values the first step begins with; None: with the base
 
     def train(self, watch: Watch) -> Progressed:
         """Train to the end, from where a run in the same folder stopped; ``watch`` sees every step, and may return True
@@ -81,6 +83,8 @@ class Run:
             if (self.folder / STATE).exists():
                 load_state(self.folder, trainer, self._data, going.best)
             else:
+                if self.start is not None:
+                    trainer.begin_at(self.start.deltas)
                 trainer.check_gradients()
             going.started = trainer.step
             self._steps(trainer, going, watch)
@@ -92,7 +96,8 @@ class Run:
 
     @cached_property
     def _data(self) -> str:
-        return fingerprint([*self.examples, *self.valid])
+        found = fingerprint([*self.examples, *self.valid])
+        return found if self.start is None else f"{found} {self.start.identity}"
 
     def _first(self) -> list[Example]:
         return Batches(self.examples, self.recipe.batch, self.recipe.tokens, self.recipe.seed).of(0)
@@ -165,6 +170,8 @@ class Run:
             "trained": dict(self.plan.kinds), "left": dict(self.plan.left), "steps": trainer.step,
             "seconds": round(going.seconds, 1), "tokens": going.tokens, "loss": going.losses[-1:],
         }  # fmt: skip
+        if self.start is not None:
+            record["began_at"] = self.start.identity
         if self.valid:
             record["validation"] = {"examples": len(self.valid), "best": best.loss, "at_step": best.step}
         if going.stopped:
