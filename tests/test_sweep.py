@@ -15,8 +15,9 @@ from pocketgem.cli import main
 from pocketgem.errors import InputError
 from pocketgem.model.lora import attach_, detach_
 from pocketgem.tune.loop import Taken
+from pocketgem.tune.loss import loss_over
 from pocketgem.tune.recipe import Recipe
-from pocketgem.tune.sweep import JOURNAL, Sweep, score_of, set_up
+from pocketgem.tune.sweep import JOURNAL, Sweep, set_up
 from pocketgem.tune.sweep_results import Results
 from pocketgem.tune.sweep_space import Range, Space, read_space
 from pocketgem.tune.sweep_tried import Tried
@@ -136,9 +137,9 @@ def test_the_best_of_many_runs_is_found_and_those_that_lag_are_stopped(llm: LLM,
     assert best.score is not None
     assert best.score < results.base - 0.1
     attach_(llm.model, open_adapter(best.folder / "adapter").deltas)
-    assert score_of(llm.model, sweep.held) == pytest.approx(best.score, abs=1e-5)
+    assert loss_over(llm.model, sweep.held) == pytest.approx(best.score, abs=1e-5)
     detach_(llm.model)
-    assert score_of(llm.model, sweep.held) == results.base, "a run has left something on the model"
+    assert loss_over(llm.model, sweep.held) == results.base, "a run has left something on the model"
     assert not list((tmp_path / "out").rglob("state.safetensors"))
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["state"] for row in rows] == [one.state for one in results.ranked]

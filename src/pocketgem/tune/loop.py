@@ -102,14 +102,6 @@ class Trainer:
         """The way back from a loss."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
-    def loss_on(self, examples: Sequence[Example]) -> float:
-        """Mean loss over the learned ids of examples that are not learned from."""
-        total, size = 0.0, self.recipe.batch
-        for start in range(0, len(examples), size):
-            total += float(summed_loss(self.model, examples[start : start + size]))
-        return total / sum(example.learned for example in examples)
-
     def check_gradients(self) -> None:
         """Raise RunError unless every trained part is reached by the loss of the first batch. Nothing is changed.
 

@@ -27,6 +27,14 @@ def summed_loss(model: Gemma, batch: Sequence[Example]) -> Tensor:
     return cross_entropy(model, hidden, targets.to(hidden.device))
 
 
+@torch.no_grad()
+def loss_over(model: Gemma, examples: Sequence[Example], at_once: int = 8) -> float:
+    """Mean loss over the learned ids of examples that are not learned from, ``at_once`` of them in a pass."""
+    pieces = (examples[start : start + at_once] for start in range(0, len(examples), at_once))
+    total = sum(float(summed_loss(model, piece)) for piece in pieces)
+    return total / sum(example.learned for example in examples)
+
+
 def _learned(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """Rows that are followed by a learned id, and these ids."""
     rows: list[int] = []

@@ -28,6 +28,7 @@ from pocketgem.tune.batches import Batches
 from pocketgem.tune.data import Example, Reader
 from pocketgem.tune.load import expert_load, shift
 from pocketgem.tune.loop import Taken, Trainer
+from pocketgem.tune.loss import loss_over
 from pocketgem.tune.recipe import Recipe, TrainingPlan, plan_training
 from pocketgem.tune.state import STATE, load_state, save_state
 from pocketgem.tune.valid import Best, split
@@ -108,7 +109,7 @@ class Run:
             return  # it was stopped early, and killed before the adapter was written
         for taken in trainer.run():
             if self.valid and (taken.step % self.valid_every == 0 or taken.step == self.recipe.steps):
-                taken = replace(taken, valid=trainer.loss_on(self.valid))
+                taken = replace(taken, valid=loss_over(self.llm.model, self.valid, self.recipe.batch))
                 going.best.see(cast(float, taken.valid), taken.step, trainer.deltas)
             going.losses.append(taken.loss)
             going.seconds, going.tokens = time.perf_counter() - began, going.tokens + taken.tokens

@@ -17,10 +17,9 @@ import torch
 
 from pocketgem.errors import InputError, PocketgemError, RunError, WeightsError
 from pocketgem.llm import LLM
-from pocketgem.model.gemma import Gemma
 from pocketgem.tune.data import Example
 from pocketgem.tune.loop import Taken
-from pocketgem.tune.loss import loss_of
+from pocketgem.tune.loss import loss_over
 from pocketgem.tune.recipe import Recipe, plan_training
 from pocketgem.tune.run import Progressed, Run, fingerprint, prepare
 from pocketgem.tune.state import STATE
@@ -124,7 +123,7 @@ class Sweep:
         def watch(taken: Taken, going: Progressed) -> None:
             check, score = _check_at(taken.step, run.recipe.steps), None
             if check is not None and check not in checks:
-                checks[check] = score = score_of(self.llm.model, self.held)
+                checks[check] = score = loss_over(self.llm.model, self.held)
                 trial.report(score, check)
             look(trial.number, taken, score)
             if taken.step < run.recipe.steps:
@@ -167,7 +166,7 @@ class Sweep:
         if study.user_attrs.setdefault("sweep", mine) != mine:
             raise InputError(f"{self.folder}: the sweep there has another space, data or model; use another --out")
         if "base" not in study.user_attrs:
-            study.set_user_attr("base", score_of(self.llm.model, self.held))
+            study.set_user_attr("base", loss_over(self.llm.model, self.held))
             study.set_user_attr("sweep", mine)
         return study
 
@@ -221,16 +220,6 @@ def set_up(
     keep = frozenset(order[:count])
     held = [examples[at] for at in sorted(keep)]
     return Sweep(llm, data, space, folder, held, keep, fingerprint(examples), command)
-
-
-@torch.no_grad()
-def score_of(model: Gemma, examples: Sequence[Example], at_once: int = 8) -> float:
-    """Mean natural-log loss over the learned ids of all examples."""
-    total = 0.0
-    for start in range(0, len(examples), at_once):
-        piece = examples[start : start + at_once]
-        total += float(loss_of(model, piece)) * sum(one.learned for one in piece)
-    return total / sum(one.learned for one in examples)
 
 
 def label(value: object) -> str | bool | int | float:
