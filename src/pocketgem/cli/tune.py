@@ -187,7 +187,8 @@ def _start(adapter: str | None, llm: LLM) -> Adapter | None:
     from pocketgem.adapters.where import where_is
 
     experts = llm.checkpoint.config.experts
-    return None if adapter is None else open_adapter(where_is(adapter), experts and experts.num_experts)
+    count = None if experts is None else experts.num_experts
+    return None if adapter is None else open_adapter(where_is(adapter), count)
 
 
 def _valid(text: str | None) -> Path | float | None:
