@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,8 +26,9 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person's empty caches."""
-    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "HF_HOME"):
+    """A person's empty caches, and what a clone has for the commands."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "HF_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     return tmp_path
 
