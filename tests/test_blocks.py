@@ -39,7 +39,7 @@ def test_the_same_logits_as_whole_matrices(layout: str, tmp_path: Path, monkeypa
     assert kinds.count(BlockLinear) > 4 * kept.config.num_layers
     assert BlockEmbedding in kinds
     assert (BlockExperts in kinds) == (kept.config.experts is not None)
-    # pieces of a matrix are other shapes for the library's product, and so other orders of float32 sums on some processors
+    # a piece of a matrix is another shape, for which some processors' products sum in another order
     torch.testing.assert_close(run(kept, [PROMPT_TOKENS]), run(whole, [PROMPT_TOKENS]), atol=1e-4, rtol=1e-5)
 
 
