@@ -1,7 +1,7 @@
 """What a step will hold at once, foretold: rows that the way back needs, and the trained parts with their sums.
 
-Rows are counted module by module: what each keeps until its gradient is known. Measured on the 270M the count is within
-a fifth of the kernel's (``benchmarks/tune.py``); what it leaves out are the products of one layer while it runs.
+Rows are counted module by module: what each keeps until its gradient is known. What it leaves out are the products of
+one layer while it runs. A forecast: it was not held against the kernel's count yet.
 """
 
 from __future__ import annotations
