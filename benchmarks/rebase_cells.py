@@ -25,9 +25,9 @@ from pocketgem.checkpoint.types import StoredType
 from pocketgem.llm import LLM
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.lora import Deltas, LowRank, attach_, detach_, merge_
-from pocketgem.model.whole import WholeStep
 from pocketgem.rebase.capsule import FILE, load_capsule, save_capsule
 from pocketgem.rebase.distill import Settings, Target
+from pocketgem.rebase.divergence import hidden_of
 from pocketgem.rebase.judge import Judge, Limits, verdict
 from pocketgem.rebase.prompts import Given, more_prompts
 from pocketgem.rebase.record import Wishes, record
@@ -194,14 +194,7 @@ def scored(model: Gemma, examples: Sequence[Example], batch: int = 16) -> dict[s
 
 def _answers(model: Gemma, examples: Sequence[Example]) -> list[tuple[Tensor, Tensor]]:
     """Logits ``[ids, vocab]`` of each answer's rows, and its ids."""
-    ids = torch.tensor([id for one in examples for id in one.ids])
-    rows: list[int] = []
-    start = 0
-    for one in examples:
-        rows += range(start + one.answer - 1, start + len(one.ids) - 1)
-        start += len(one.ids)
-    step = WholeStep.of([len(one.ids) for one in examples], model.device, torch.tensor(rows))
-    pieces = model(model.embed(ids), step).split([one.learned for one in examples])
+    pieces = hidden_of(model, examples).split([one.learned for one in examples])
     return [
         (model.logits(piece), torch.tensor(one.ids[one.answer :])) for piece, one in zip(pieces, examples, strict=True)
     ]

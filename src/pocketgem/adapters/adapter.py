@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,26 @@ def prefix_of(found: set[str]) -> str:
     """The longest, in transformers' order: parts outside the text model (a head) have less of it."""
     prefix = max(found, key=len, default=TEXT_PREFIX)
     return "model.language_model." if "language_model." in prefix else TEXT_PREFIX
+
+
+def grouped(
+    stored: Mapping[str, StoredTensor], key: re.Pattern[str], where: str, spelt: Callable[[str], str] = str
+) -> tuple[dict[str, dict[str, StoredTensor]], str]:
+    """Tensors by the matrix they change, and the prefix of their names. key: matches a name as module and part.
+    spelt: a module's name in the file -> ours.
+
+    Raises WeightsError for a name that is no part of a low-rank change.
+    """
+    groups: dict[str, dict[str, StoredTensor]] = {}
+    prefixes = set()
+    for name, tensor in stored.items():
+        match = key.fullmatch(name)
+        if match is None:
+            raise WeightsError(f"{where}: tensor {name[:200]} is no part of a low-rank change")
+        prefix, module = split_name(match["module"])
+        prefixes.add(prefix)
+        groups.setdefault(spelt(module), {})[match["part"]] = tensor
+    return groups, prefix_of(prefixes)
 
 
 def checked_delta(name: str, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> LowRank:

@@ -20,9 +20,8 @@ from pocketgem.adapters.adapter import (
     MOST_RANK,
     Adapter,
     checked_delta,
+    grouped,
     identity_of,
-    prefix_of,
-    split_name,
     values_of,
 )
 from pocketgem.adapters.fold import OURS, Notes, equal_ranks, one_scale, unfolded
@@ -49,26 +48,13 @@ def read_mlx(folder: Path) -> Adapter:
         raise UnsupportedError(f"{fields.where}: fine_tune_type {kind!r}; lora and dora are run")
     numbers = fields.section("lora_parameters")
     rank, scale = numbers.int("rank", high=MOST_RANK), numbers.float("scale", low=-1e12)
-    found, prefix = _grouped(open_safetensors(folder / WEIGHTS), str(folder))
+    found, prefix = grouped(open_safetensors(folder / WEIGHTS), _KEY, str(folder))
+    if not found:
+        raise WeightsError(f"{folder}: the adapter has no tensors")
     deltas = _joined({name: _delta(name, parts, rank, scale) for name, parts in found.items()})
     deltas = unfolded(deltas, fields.section(OURS))
     base = config.get("model")
     return Adapter(str(folder), identity_of(deltas), deltas, base if isinstance(base, str) else None, kind, prefix)
-
-
-def _grouped(stored: Mapping[str, StoredTensor], where: str) -> tuple[dict[str, dict[str, StoredTensor]], str]:
-    groups: dict[str, dict[str, StoredTensor]] = {}
-    prefixes = set()
-    for name, tensor in stored.items():
-        match = _KEY.fullmatch(name)
-        if match is None:
-            raise WeightsError(f"{where}: tensor {name[:200]} is no part of a low-rank change")
-        prefix, module = split_name(match["module"])
-        prefixes.add(prefix)
-        groups.setdefault(module, {})[match["part"]] = tensor
-    if not groups:
-        raise WeightsError(f"{where}: the adapter has no tensors")
-    return groups, prefix_of(prefixes)
 
 
 def _delta(name: str, parts: Mapping[str, StoredTensor], rank: int, scale: float) -> LowRank:

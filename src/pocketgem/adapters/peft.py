@@ -18,8 +18,8 @@ from pocketgem.adapters.adapter import (
     MOST_RANK,
     Adapter,
     checked_delta,
+    grouped,
     identity_of,
-    prefix_of,
     split_name,
     values_of,
 )
@@ -111,7 +111,7 @@ def _read_peft(folder: Path, experts: int | None) -> Adapter:
     fields = Fields(config, str(folder / CONFIG))
     recipe = _recipe(fields)
     stored = open_safetensors(folder / WEIGHTS)
-    groups, prefix = _grouped(stored, str(folder))
+    groups, prefix = grouped(stored, _KEY, str(folder), _stack)
     groups = _single_stacks(groups, fields)
     deltas = {name: _delta(name, parts, recipe, experts) for name, parts in groups.items()}
     if not deltas:
@@ -162,20 +162,6 @@ def _invocation(fields: Fields) -> tuple[int, ...]:
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
-
-
-def _grouped(stored: Mapping[str, StoredTensor], where: str) -> tuple[dict[str, dict[str, StoredTensor]], str]:
-    """Tensors by the matrix they change. Raises WeightsError for a name that is no part of a low-rank change."""
-    groups: dict[str, dict[str, StoredTensor]] = {}
-    prefixes = set()
-    for name, tensor in stored.items():
-        match = _KEY.fullmatch(name)
-        if match is None:
-            raise WeightsError(f"{where}: tensor {name[:200]} is no part of a low-rank change")
-        prefix, module = split_name(match["module"])
-        prefixes.add(prefix)
-        groups.setdefault(_stack(module), {})[match["part"]] = tensor
-    return groups, prefix_of(prefixes)
 
 
 def _stack(name: str) -> str:

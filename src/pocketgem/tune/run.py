@@ -22,6 +22,7 @@ from pocketgem.adapters.manifest import manifest_of, write_manifest
 from pocketgem.adapters.peft import open_adapter
 from pocketgem.adapters.save import Label, save_adapter
 from pocketgem.checkpoint.durable import write_file
+from pocketgem.checkpoint.export_vocab import TURN_ENDS
 from pocketgem.errors import InputError
 from pocketgem.llm import LLM
 from pocketgem.tune.batches import Batches
@@ -33,7 +34,6 @@ from pocketgem.tune.recipe import Recipe, TrainingPlan, plan_training
 from pocketgem.tune.state import STATE, load_state, save_state
 from pocketgem.tune.valid import Best, split
 
-TURN_ENDS = ("<turn|>", "<end_of_turn>")  # what ends an answer to messages
 CURVE, RUN = "curve.csv", "run.json"
 HEAD = "step,loss,rate,tokens,valid"
 Watch = Callable[[Taken, "Progressed"], object]  # True: this step was the last
