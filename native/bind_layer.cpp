@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <deque>
 #include <unordered_map>
 
 #include "bind.h"
@@ -162,6 +163,68 @@ void whole(Kernels& k, const OwnedLayer& owned, Address x, long rows, Address co
     feed_forward(k, owned.layer, at<float>(out), rows, at<const float>(vectors), stride, changes.all());
 }
 
+// ---- layers one after another -------------------------------------------------------------------------------------
+
+// One of them: the layer, which of the call's angles turn its heads, and which of the layers that write keeps its keys.
+struct Storey {
+    nb::object owner;
+    const OwnedLayer* owned;
+    std::size_t angles, keys;
+};
+
+struct Stack {
+    std::vector<Storey> storeys;
+    std::size_t angles = 0, writers = 0;
+};
+
+// layers: (Layer, angles, keys) from the first to the last.
+void make_stack(Stack* self, const std::vector<std::tuple<nb::object, std::size_t, std::size_t>>& layers) {
+    Stack stack;
+    for (const auto& [owner, angles, keys] : layers) {
+        const auto& owned = nb::cast<const OwnedLayer&>(owner);
+        if (owned.layer.k && keys != stack.writers) throw nb::value_error("Stack: writers are counted in their order");
+        stack.writers += owned.layer.k != nullptr;
+        if (keys >= stack.writers) throw nb::value_error("Stack: a layer reads keys that no earlier one writes");
+        stack.angles = std::max(stack.angles, angles + 1);
+        stack.storeys.push_back({owner, &owned, angles, keys});
+    }
+    new (self) Stack(std::move(stack));
+}
+
+// x [rows, hidden] becomes what the last layer makes of it. angles: (cos, sin). targets, spans: of every layer that
+// writes. vectors: [rows, layers, dim], rows `stride` and layers `step` floats apart, or no address.
+void run_stack(Kernels& k, const Stack& stack, Address x, long rows,
+               const std::vector<std::tuple<Address, Address>>& angles, Address positions,
+               const std::vector<std::vector<WriteSpan>>& targets, const std::vector<std::vector<ReadSpan>>& spans,
+               Address vectors, long stride, long step, const std::vector<Segment>& segments) {
+    if (angles.size() != stack.angles || targets.size() != stack.writers || spans.size() != stack.writers)
+        throw nb::value_error("layers: angles and keys do not fit these layers");
+    std::vector<std::vector<KeyTarget>> writes;
+    std::vector<std::vector<KeySpan>> reads;
+    for (std::size_t i = 0; i < stack.writers; ++i)
+        writes.push_back(targets_of(targets[i], rows)), reads.push_back(spans_of(spans[i], rows));
+    std::deque<CallChanges> changes;
+    for (const Storey& one : stack.storeys) {
+        if (one.owned->layer.into && !vectors) throw nb::value_error("layers: these take a vector for each row");
+        changes.emplace_back(*one.owned, segments, rows);
+    }
+    nb::gil_scoped_release unlocked;
+    for (std::size_t i = 0; i < stack.storeys.size(); ++i) {
+        const Storey& one = stack.storeys[i];
+        const auto& [cos, sin] = angles[one.angles];
+        const auto& write = writes[one.keys];
+        const auto& read = reads[one.keys];
+        const Past past{write.data(),
+                        static_cast<long>(write.size()),
+                        {at<const std::int64_t>(positions), nullptr},
+                        read.data(),
+                        static_cast<long>(read.size())};
+        const float* own = vectors ? at<const float>(vectors) + static_cast<long>(i) * step : nullptr;
+        run_layer(k, one.owned->layer, at<float>(x), rows, {at<const float>(cos), at<const float>(sin)}, past, own,
+                  stride, changes[i].all());
+    }
+}
+
 }  // namespace
 
 void bind_layer(nb::module_& module) {
@@ -172,6 +235,9 @@ void bind_layer(nb::module_& module) {
     module.def("layer_keys", &keys);
     module.def("layer_attention", &attention);
     module.def("layer", &whole);
+    nb::class_<Stack>(module, "Stack", "Decoder layers that run one after another.")
+        .def("__init__", &make_stack, nb::arg("layers"));
+    module.def("layers", &run_stack);
 }
 
 }  // namespace pocketgem

@@ -53,7 +53,12 @@ struct Stage {
 template <typename WeightOf>
 Stage stage_of(Kernels& k, const Gathered& gathered, const Ready& all, Buffer& memory, const WeightOf& weight_of) {
     Stage stage;
-    const Job whole = job_of(k, *weight_of(gathered.groups[0].expert), all, memory);  // corrections of all rows at once
+    Sizes sizes{false, false};
+    for (const Group& group : gathered.groups) {
+        const Sizes its = sizes_of(k, group.end - group.begin);
+        sizes = {sizes.few || its.few, sizes.many || its.many};
+    }
+    const Job whole = job_of(k, *weight_of(gathered.groups[0].expert), all, memory, sizes);  // of all rows at once
     for (std::size_t g = 0; g < gathered.groups.size(); ++g) {
         const Group& group = gathered.groups[g];
         Job job = part_of(whole, all, group.begin);

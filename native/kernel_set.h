@@ -82,7 +82,7 @@ struct Kernels {
     Lender scratch;                                          // for tasks
     Buffer normed, quants, scales, sums16, sums32, product;  // for the call
     Buffer corrections[3], low[3];                           // the same, for each matrix of one
-    Buffer layer[2];                                         // between the calls of a layer
+    Buffer layer[3];                                         // between the calls of a layer
 };
 
 }  // namespace pocketgem

@@ -30,6 +30,15 @@ struct Angles {
     const float *cos, *sin;  // [rows, dim / 2]
 };
 
+// Where the keys of a call's rows go, none where a layer reads another's, and what its queries read.
+struct Past {
+    const KeyTarget* targets;
+    long target_count;
+    Sight sight;
+    const KeySpan* spans;
+    long span_count;
+};
+
 // Projects the residual rows x [rows, hidden] and stores their keys and values.
 void write_layer_keys(Kernels& kernels, const Layer& layer, const float* x, long rows, const Angles& angles,
                       const KeyTarget* targets, long count, const LayerChanges& changes = {});
@@ -42,5 +51,9 @@ void attend_layer(Kernels& kernels, const Layer& layer, const float* x, long row
 // in between.
 void feed_forward(Kernels& kernels, const Layer& layer, float* x, long rows, const float* vectors, long stride,
                   const LayerChanges& changes = {});
+
+// The whole layer, in place: its keys where it has any, attention, and what feeds forward. The bits of the three above.
+void run_layer(Kernels& kernels, const Layer& layer, float* x, long rows, const Angles& angles, const Past& past,
+               const float* vectors, long stride, const LayerChanges& changes = {});
 
 }  // namespace pocketgem

@@ -27,7 +27,22 @@ struct Tile {
     long panels = 0;
 };
 
-// What a row block needs beside its activations: the zero point's share, and the minimum's factor, of every group.
+// 32 columns of one row as `direct` reads them, with what the zero point and the minimum of up to two groups add: one
+// line of the cache, so that whatever a product needs of several rows lies at distances known when it is compiled.
+struct alignas(64) Record {
+    std::int8_t q[kBlock];
+    float scale;
+    std::int32_t start[2];  // -zero * sum(q)
+    float weight[2];        // scale * sum(q)
+};
+
+// Records of some rows, those of the same columns beside each other: [cols / 32, stride], of which the first are meant.
+struct Records {
+    Record* at = nullptr;
+    long stride = 0;
+};
+
+// The same for many rows, beside their activations.
 struct Corrections {
     const std::int32_t* start = nullptr;  // [rows, cols / group] -zero * sum(q)
     const float* weight = nullptr;        // [rows, cols / group] scale * sum(q)
@@ -41,10 +56,11 @@ struct MatmulKernels {
     // to nearly those of 16-bit activations.
     void (*quantize_fine)(const float* x, const Activations& to, long row, long rest);
 
-    // Few rows: panels [panel, panel_end) times rows [row, row_end) -> out[(r - row) * stride + column - panel * 16].
-    void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Activations& x,
-                   const Corrections& corrections, long panel, long panel_end, long row, long row_end, float* out,
-                   long stride);
+    // Few rows: rows [row, row_end) of the activations as records, the first of them at `to.at`.
+    void (*arrange)(const Layout& layout, const Activations& x, long row, long row_end, const Records& to);
+    // Panels [panel, panel_end) times the first `rows` -> out[row * stride + column - panel * 16].
+    void (*direct)(const Layout& layout, const std::uint8_t* bytes, const Records& records, long rows, long panel,
+                   long panel_end, float* out, long stride);
     long few_rows;  // up to so many rows `direct` is the faster way
 
     // Many rows: unpack `tile.panels` panels once, then multiply all rows with them.

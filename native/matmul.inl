@@ -117,16 +117,32 @@ inline int operand_zero(const Format& format) { return format.bits == 8 ? kByteZ
 
 // ---- few rows -----------------------------------------------------------------------------------------------------
 
-// One panel times R rows.
+void arrange(const Layout& layout, const Activations& x, long row, long row_end, const Records& to) {
+    const int group = layout.format.group, zero = operand_zero(layout.format), per_block = kBlock / group;
+    const long blocks = x.cols / kBlock;
+    const std::int32_t* sums = group == kBlock ? x.sums32 : x.sums16;
+    for (long r = row; r < row_end; ++r)
+        for (long block = 0; block < blocks; ++block) {
+            const long at = r * blocks + block;
+            Record& one = to.at[block * to.stride + r - row];
+            __builtin_memcpy(one.q, x.q + at * kBlock, kBlock);
+            one.scale = x.scale[at];
+            for (int g = 0; g < per_block; ++g) {
+                const std::int32_t total = sums[at * per_block + g];
+                one.start[g] = -zero * total;
+                one.weight[g] = one.scale * static_cast<float>(total);
+            }
+        }
+}
+
+// One panel times R rows, of which the first begins at `x`.
 template <int bits, int group, bool super, bool minimum, int R>
-inline void panel_rows(const Panel& panel, const Activations& x, const Corrections& corrections, long row,
-                       F (&sum)[R]) {
+inline void panel_rows(const Panel& panel, const Record* x, long stride, long blocks, F (&sum)[R]) {
     constexpr int per_block = kBlock / group;  // groups a block
     constexpr int dots = 8 / per_block;        // registers a group
-    const long blocks = x.cols / kBlock;
     for (int r = 0; r < R; ++r) sum[r] = zeros();
     F unit = zeros(), minimum_unit = zeros();
-    for (long block = 0; block < blocks; ++block) {
+    for (long block = 0; block < blocks; ++block, x += stride) {
         if (super && block % (kSuper / kBlock) == 0) {
             unit = unit_at(panel.unit, block);
             if (minimum) minimum_unit = zeros() - unit_at(panel.minimum_unit, block);
@@ -140,35 +156,37 @@ inline void panel_rows(const Panel& panel, const Activations& x, const Correctio
             const F scale = scale_of<super>(panel, at, unit);
             F least = zeros();
             if constexpr (minimum) least = minimum_of<super>(panel, at, minimum_unit);
-            const std::int8_t* a = x.q + row * x.cols + block * kBlock + g * group;
-            const auto place = [&](int r) { return (row + r) * blocks * per_block + at; };
-            const auto start = [&](int r) { return set_i(corrections.start[place(r)]); };
-            I d[R];
+            const auto start = [&](int r) { return set_i(x[r].start[g]); };
+            const auto add = [&](int r, I dots_of_row) {
+                sum[r] = fma(to_float(dots_of_row) * scale, set(x[r].scale), sum[r]);
+                if constexpr (minimum) sum[r] = fma(least, set(x[r].weight[g]), sum[r]);
+            };
             if constexpr (kRun<bits> > 1) {
-                dots_in_runs<bits, dots>(d, [&](auto j) { return q[g * dots + j.value]; }, start, a, x.cols);
+                I d[R];
+                dots_in_runs<bits, dots>(
+                    d, [&](auto j) { return q[g * dots + j.value]; }, start, x->q + g * group, sizeof(Record));
+                for (int r = 0; r < R; ++r) add(r, d[r]);
             } else {
-                for (int r = 0; r < R; ++r) {
+                for (int r = 0; r < R; ++r) {  // one row after the other: registers hold no more than its sums
+                    const std::int8_t* a = x[r].q + g * group;
                     I even = start(r), odd = zeros_i();  // two sums wait half as long for each other
                     for (int j = 0; j < dots; j += 2) {
-                        even = dot<bits>(even, q[g * dots + j], repeat4(a + r * x.cols + 4 * j));
-                        odd = dot<bits>(odd, q[g * dots + j + 1], repeat4(a + r * x.cols + 4 * j + 4));
+                        even = dot<bits>(even, q[g * dots + j], repeat4(a + 4 * j));
+                        odd = dot<bits>(odd, q[g * dots + j + 1], repeat4(a + 4 * j + 4));
                     }
-                    d[r] = even + odd;
+                    add(r, even + odd);
                 }
-            }
-            for (int r = 0; r < R; ++r) {
-                sum[r] = fma(to_float(d[r]) * scale, set(x.scale[(row + r) * blocks + block]), sum[r]);
-                if constexpr (minimum) sum[r] = fma(least, set(corrections.weight[place(r)]), sum[r]);
             }
         });
     }
 }
 
 template <int bits, int group, bool super, bool minimum, int R>
-inline void store_rows(const Layout& layout, const std::uint8_t* bytes, const Activations& x,
-                       const Corrections& corrections, long p, long row, float* out, long stride) {
+inline void store_rows(const Layout& layout, const std::uint8_t* bytes, const Records& records, long row, long p,
+                       float* out, long stride) {
     F sum[R];
-    panel_rows<bits, group, super, minimum, R>(panel_of(layout, bytes, p), x, corrections, row, sum);
+    panel_rows<bits, group, super, minimum, R>(panel_of(layout, bytes, p), records.at + row, records.stride,
+                                               layout.cols / kBlock, sum);
     const long left = layout.rows - p * kPanel;
     for (int r = 0; r < R; ++r) {
         float* to = out + r * stride;
@@ -177,21 +195,20 @@ inline void store_rows(const Layout& layout, const std::uint8_t* bytes, const Ac
 }
 
 template <int bits, int group, bool super, bool minimum>
-void direct_as(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
-               long panel, long panel_end, long row, long row_end, float* out, long stride) {
+void direct_as(const Layout& layout, const std::uint8_t* bytes, const Records& records, long rows, long panel,
+               long panel_end, float* out, long stride) {
     for (long p = panel; p < panel_end; ++p, out += kPanel) {
-        long r = row;
-        const auto rows = [&](auto count) {
+        long r = 0;
+        const auto together = [&](auto count) {
             constexpr int R = decltype(count)::value;
-            for (; row_end - r >= R; r += R)
-                store_rows<bits, group, super, minimum, R>(layout, bytes, x, corrections, p, r,
-                                                           out + (r - row) * stride, stride);
+            for (; rows - r >= R; r += R)
+                store_rows<bits, group, super, minimum, R>(layout, bytes, records, r, p, out + r * stride, stride);
         };
-        if constexpr (kDirectRows >= 10) rows(Count<10>{});
-        if constexpr (kDirectRows >= 8) rows(Count<8>{});
-        if constexpr (kDirectRows >= 4) rows(Count<4>{});
-        rows(Count<2>{});
-        rows(Count<1>{});
+        if constexpr (kDirectRows >= 10) together(Count<10>{});
+        if constexpr (kDirectRows >= 8) together(Count<8>{});
+        if constexpr (kDirectRows >= 4) together(Count<4>{});
+        together(Count<2>{});
+        together(Count<1>{});
     }
 }
 
@@ -338,11 +355,11 @@ inline void specialise(const Format& f, const With& with) {
     }
 }
 
-void direct(const Layout& layout, const std::uint8_t* bytes, const Activations& x, const Corrections& corrections,
-            long panel, long panel_end, long row, long row_end, float* out, long stride) {
+void direct(const Layout& layout, const std::uint8_t* bytes, const Records& records, long rows, long panel,
+            long panel_end, float* out, long stride) {
     specialise(layout.format, [&](auto bits, auto group, auto super, auto minimum) {
         direct_as<decltype(bits)::value, decltype(group)::value, decltype(super)::value, decltype(minimum)::value>(
-            layout, bytes, x, corrections, panel, panel_end, row, row_end, out, stride);
+            layout, bytes, records, rows, panel, panel_end, out, stride);
     });
 }
 

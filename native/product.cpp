@@ -133,7 +133,7 @@ void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_
         k.set.matmul.dense(static_cast<int>(w.plain), w.bytes, x.floats, w.layout.cols, panel * kPanel, end, 0, x.rows,
                            out - panel * kPanel, stride);
     } else if (few(k, x.rows)) {
-        k.set.matmul.direct(w.layout, w.bytes, x.quantised, job.corrections, panel, panel_end, 0, x.rows, out, stride);
+        k.set.matmul.direct(w.layout, w.bytes, job.records, x.rows, panel, panel_end, out, stride);
     } else {
         tile_task(k, job, x, panel, panel_end, out, stride);
     }
@@ -175,26 +175,33 @@ void cut(const Kernels& k, Job& job, long rows) {
     job.tasks = (panels + job.panels_a_task - 1) / job.panels_a_task;
 }
 
-// What products need for each format beside the activations; `start` and `weight` are scratch of the call.
-void add_corrections(Kernels& k, Job& job, const Ready& x, Buffer& memory) {
+// What products need for each format beside the activations, in scratch memory of the call.
+void add_rest(Kernels& k, Job& job, const Ready& x, Buffer& memory, Sizes sizes) {
     if (!job.weight->packed) return;
     const Layout& layout = job.weight->layout;
-    const long groups = layout.cols / layout.format.group;
-    const auto count = static_cast<std::size_t>(x.rows * groups);
-    auto* start = memory.of<std::int32_t>(2 * count);
-    auto* weight = reinterpret_cast<float*>(start + count);
-    job.corrections = {start, weight};
+    const auto records = static_cast<std::size_t>(sizes.few ? x.rows * (layout.cols / kBlock) : 0);
+    const auto groups = static_cast<std::size_t>(sizes.many ? x.rows * (layout.cols / layout.format.group) : 0);
+    auto* bytes = memory.of<std::uint8_t>(records * sizeof(Record) + groups * 8);
+    if (sizes.few) job.records = {reinterpret_cast<Record*>(bytes), x.rows};
+    auto* start = reinterpret_cast<std::int32_t*>(bytes + records * sizeof(Record));
+    auto* weight = reinterpret_cast<float*>(start + groups);
+    if (sizes.many) job.corrections = {start, weight};
     k.pool.run((x.rows + 31) / 32, [&](long part) {
-        k.set.matmul.correct(layout, x.quantised, part * 32, std::min(x.rows, part * 32 + 32), start, weight);
+        const long begin = part * 32, end = std::min(x.rows, begin + 32);
+        if (sizes.few)
+            k.set.matmul.arrange(layout, x.quantised, begin, end, {job.records.at + begin, job.records.stride});
+        if (sizes.many) k.set.matmul.correct(layout, x.quantised, begin, end, start, weight);
     });
 }
 
 }  // namespace
 
-Job job_of(Kernels& k, const Weight& weight, const Ready& x, Buffer& memory) {
-    Job job{&weight, {}, 1, 0, {}};
+Sizes sizes_of(const Kernels& k, long rows) { return {few(k, rows), !few(k, rows)}; }
+
+Job job_of(Kernels& k, const Weight& weight, const Ready& x, Buffer& memory, Sizes sizes) {
+    Job job{&weight, {}, {}, 1, 0, {}};
     cut(k, job, x.rows);
-    add_corrections(k, job, x, memory);
+    add_rest(k, job, x, memory, sizes);
     return job;
 }
 
@@ -212,6 +219,7 @@ Ready part_of(const Ready& x, long begin, long end) {
 
 Job part_of(const Job& job, const Ready& x, long begin) {
     Job part = job;
+    if (job.records.at) part.records.at += begin;
     if (!job.corrections.start) return part;
     const long groups = x.cols / job.weight->layout.format.group;
     part.corrections.start += begin * groups, part.corrections.weight += begin * groups;

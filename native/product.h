@@ -24,7 +24,8 @@ struct Ready {
 // One matrix of a call: what its products need beside the activations, and how it is cut.
 struct Job {
     const Weight* weight = nullptr;
-    Corrections corrections;  // where there are many rows
+    Records records;          // of a packed matrix's rows, where they are few,
+    Corrections corrections;  // and where they are many
     long panels_a_task = 1;
     long tasks = 0;
     Changed changed;
@@ -41,8 +42,17 @@ Ready prepare(Kernels& kernels, const Rows& in, bool packed, const Changes* chan
 // MatmulKernels::quantize_fine.
 Ready prepare_fine(Kernels& kernels, const Rows& in);
 
-// Plans the product of `rows` rows with a matrix; `memory` holds its corrections until the product is done.
-Job job_of(Kernels& kernels, const Weight& weight, const Ready& x, Buffer& memory);
+// Which of its products a matrix will be asked for: few rows at once, many, or (of parts of the rows) both.
+struct Sizes {
+    bool few, many;
+};
+Sizes sizes_of(const Kernels& kernels, long rows);
+
+// Plans the product of rows with a matrix; `memory` holds what it needs beside them until the product is done.
+Job job_of(Kernels& kernels, const Weight& weight, const Ready& x, Buffer& memory, Sizes sizes);
+inline Job job_of(Kernels& kernels, const Weight& weight, const Ready& x, Buffer& memory) {
+    return job_of(kernels, weight, x, memory, sizes_of(kernels, x.rows));
+}
 
 // Adds what `changed` says to the outputs of panels [panel, panel_end) of a matrix with `outputs` rows.
 void add_changes(Kernels& kernels, const Changed& changed, long outputs, long panel, long panel_end, float* out,

@@ -152,7 +152,7 @@ def test_recorded_steps_write_what_single_ones_do(layout: str, device: str, tmp_
     model = build_model(checkpoint, torch.float32, device=torch.device(device))
     request, written = Request("r", tuple(range(5, 26)), SamplingParams(max_tokens=40)), []
     for single in (None, StillDecoder(model)):
-        model.single = single
+        model.shortcut = single
         engine = Engine(model, kept=0)
         sequence = engine.submit(request)
         while sequence.finish is None:

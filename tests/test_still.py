@@ -35,7 +35,7 @@ def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answers(model: Gemma, *, single: bool) -> list[list[int]]:
     """Two conversations one after the other, then both at once, then what was kept is used again."""
-    model.single = StillDecoder(model) if single else None
+    model.shortcut = StillDecoder(model) if single else None
     engine, params = Engine(model), SamplingParams(max_tokens=TOKENS)
     found = [finish(engine, submit(engine, prompt(seed), params))[0] for seed in (0, 1)]
     both = [submit(engine, prompt(seed), SamplingParams(max_tokens=count)) for seed, count in ((2, 12), (3, 30))]
@@ -44,7 +44,7 @@ def answers(model: Gemma, *, single: bool) -> list[list[int]]:
     again = engine.submit(Request("again", tuple(longer), params))
     found += finish(engine, again)
     assert again.num_reused == len(longer) - 3, "rows did not come home"
-    model.single = None
+    model.shortcut = None
     return found
 
 
@@ -82,7 +82,7 @@ def test_the_same_hidden_rows_and_the_same_cache(model: Gemma) -> None:
 
 def test_models_with_experts_are_left_to_forward(tmp_path: Path) -> None:
     model = load(make_twin("26B-A4B", tmp_path).folder)
-    assert not StillDecoder(model).takes(Step.packed([model.new_cache()], [1]))
+    assert not StillDecoder(model).takes(Step.packed([model.new_cache()], [1]), adapters=False)
 
 
 @torch.inference_mode()

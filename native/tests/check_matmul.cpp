@@ -114,22 +114,34 @@ struct Corrected {
     Corrections get() const { return {start.data(), weight.data()}; }
 };
 
+// Records of all rows.
+struct Arranged {
+    std::vector<Record> records;
+    long stride;
+
+    explicit Arranged(const Products& p) : stride(p.x.rows) {
+        records.resize(static_cast<std::size_t>(p.x.rows * p.x.cols / kBlock));
+        p.set.matmul.arrange(p.matrix.layout, p.x, 0, p.x.rows, {records.data(), stride});
+    }
+    Records from(long row) { return {records.data() + row, stride}; }
+};
+
 Results direct(const Products& p, long row, long rows) {
     Results out(rows, p.matrix.layout.rows + 3);
-    const Corrected corrected(p);
-    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), p.x, corrected.get(), 0, p.matrix.layout.panels, row,
-                        row + rows, out.at(0, 0), out.stride);
+    Arranged arranged(p);
+    p.set.matmul.direct(p.matrix.layout, p.matrix.bytes.data(), arranged.from(row), rows, 0, p.matrix.layout.panels,
+                        out.at(0, 0), out.stride);
     return out;
 }
 
 // One panel of many writes its own columns alone.
 void check_panels(const Products& p, Results& want) {
     const Layout& layout = p.matrix.layout;
-    const Corrected corrected(p);
+    Arranged arranged(p);
     for (long panel = 0; panel < layout.panels; ++panel) {
         Results out(2, layout.rows + 3);
-        p.set.matmul.direct(layout, p.matrix.bytes.data(), p.x, corrected.get(), panel, panel + 1, 0, 2,
-                            out.at(0, panel * 16), out.stride);
+        p.set.matmul.direct(layout, p.matrix.bytes.data(), arranged.from(0), 2, panel, panel + 1, out.at(0, panel * 16),
+                            out.stride);
         for (long r = 0; r < 2; ++r)
             for (long n = 0; n < out.stride; ++n) {
                 const bool mine = n / 16 == panel && n < layout.rows;

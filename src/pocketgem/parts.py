@@ -111,7 +111,7 @@ def model_of(
         blocks = outgrows(checkpoint, torch.cuda.mem_get_info(device)[0])
     model = build_model(checkpoint, wanted, progress, ple=ple, device=device, blocks=blocks)
     if device.type == "cuda":
-        model.single = StillDecoder(model)
+        model.shortcut = StillDecoder(model)
     return model, checkpoint.mapped(model.dtype, table=settled(ple) is Place.DISK)
 
 

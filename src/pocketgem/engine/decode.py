@@ -67,7 +67,7 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
     with _threads_of(model), worn.rows():
         inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs
-        hidden = model(inputs, step) if worn.any else model.run(inputs, step)
+        hidden = model.run(inputs, step, adapters=worn.any)
         step.commit()
         for turn in turns:
             turn.sequence.num_computed += turn.count

@@ -313,6 +313,10 @@ class Compute:
         """A whole decoder layer; the names of its parts are those of ``native/layer.h``."""
         return FusedDecoder(self._native, self._kernels, parts, norms, heads, factor)
 
+    def layers(self, layers: Sequence[tuple[FusedDecoder, int, int]]) -> FusedStack:
+        """Layers that run in one call; of each its angles' number, and the writing layer whose keys it reads."""
+        return FusedStack(self._native, self._kernels, layers)
+
     def add_norm_(self, x: Tensor, y: Tensor, norm: Norm, factor: float) -> Tensor:
         """``(x + norm(y)) * factor``, in place, over rows of the norm's width."""
         width = norm.weight.shape[0]
@@ -353,8 +357,8 @@ class FusedDecoder:
         """Raises ValueError for matrices that do not fit each other."""
         self._native, self._kernels = native, kernels
         self._norms = {**norms, "q_norm": heads.q_norm, **({} if heads.k_norm is None else {"k_norm": heads.k_norm})}
-        self._hidden, self._half = parts["q"].cols, heads.head_dim // 2
-        self._vector = parts["into"].rows if "into" in parts else None
+        self.hidden, self.half = parts["q"].cols, heads.head_dim // 2
+        self.vector = parts["into"].rows if "into" in parts else None
         numbers = {
             "eps": heads.q_norm.eps,
             "scale": heads.scale,
@@ -366,25 +370,25 @@ class FusedDecoder:
             "normed_values": heads.normed_values,
         }
         addresses = {name: norm.weight.data_ptr() for name, norm in self._norms.items()}
-        self._layer = native.Layer(dict(parts), addresses, numbers)
+        self.native = native.Layer(dict(parts), addresses, numbers)
         self.whose: Callable[[int], Sequence[Segment]] = nobodys
 
     def put(self, number: int, changes: Mapping[str, PackedLowRank]) -> None:
         """Know an adapter's changes of this layer's parts. Raises ValueError for one that does not fit."""
-        self._layer.put(number, {part: change.native for part, change in changes.items()})
+        self.native.put(number, {part: change.native for part, change in changes.items()})
 
     def drop(self, number: int) -> None:
         """Forget an adapter; nothing happens where it is not known."""
-        self._layer.drop(number)
+        self.native.drop(number)
 
     def write_keys(self, x: Tensor, tables: Tables, targets: Sequence[Target]) -> None:
         """Project the residual rows x ``[rows, hidden]`` and store their keys and values."""
         self._native.layer_keys(
             self._kernels,
-            self._layer,
-            _rows(x, self._hidden),
+            self.native,
+            _rows(x, self.hidden),
             x.shape[0],
-            *_angles(tables, 2 * self._half),
+            *_angles(tables, 2 * self.half),
             targets,
             self.whose(x.shape[0]),
         )
@@ -392,10 +396,10 @@ class FusedDecoder:
     def attention(self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span]) -> Tensor:
         """``x + norm(attention(norm(x)))``."""
         out = torch.empty_like(x)
-        angles, rows = _angles(tables, 2 * self._half), _rows(x, self._hidden)
+        angles, rows = _angles(tables, 2 * self.half), _rows(x, self.hidden)
         self._native.layer_attention(
             self._kernels,
-            self._layer,
+            self.native,
             rows,
             x.shape[0],
             *angles,
@@ -409,13 +413,13 @@ class FusedDecoder:
     def run(self, x: Tensor, tables: Tables, sight: Sight, spans: Sequence[Span], vectors: Tensor | None) -> Tensor:
         """The whole layer: ``[rows, hidden] -> [rows, hidden]``. vectors: ``[rows, dim]`` where it takes them."""
         vector, stride = (0, 0) if vectors is None else (vectors.data_ptr(), vectors.stride(0))
-        if vectors is not None and (vectors.shape != (x.shape[0], self._vector) or vectors.stride(1) != 1):
-            raise ValueError(f"vectors of {list(vectors.shape)} for {x.shape[0]} rows of {self._vector}")
+        if vectors is not None and (vectors.shape != (x.shape[0], self.vector) or vectors.stride(1) != 1):
+            raise ValueError(f"vectors of {list(vectors.shape)} for {x.shape[0]} rows of {self.vector}")
         out = torch.empty_like(x)
-        angles, rows = _angles(tables, 2 * self._half), _rows(x, self._hidden)
+        angles, rows = _angles(tables, 2 * self.half), _rows(x, self.hidden)
         self._native.layer(
             self._kernels,
-            self._layer,
+            self.native,
             rows,
             x.shape[0],
             *angles,
@@ -427,6 +431,46 @@ class FusedDecoder:
             self.whose(x.shape[0]),
         )
         return out
+
+
+class FusedStack:
+    """Decoder layers one after another in one call: between them nothing waits for Python."""
+
+    def __init__(self, native: Any, kernels: Any, layers: Sequence[tuple[FusedDecoder, int, int]]) -> None:
+        """Raises ValueError for layers that read keys which no earlier one writes."""
+        self._native, self._kernels, self._layers = native, kernels, [layer for layer, _, _ in layers]
+        self._halves = {angles: layer.half for layer, angles, _ in layers}
+        self._stack = native.Stack([(layer.native, angles, keys) for layer, angles, keys in layers])
+
+    def run_(
+        self,
+        x: Tensor,
+        tables: Sequence[Tables],
+        positions: Tensor,
+        targets: Sequence[Sequence[Target]],
+        spans: Sequence[Sequence[Span]],
+        vectors: Tensor | None,
+    ) -> Tensor:
+        """x ``[rows, hidden]`` in place. targets, spans: of layers that write. vectors: ``[rows, layers, dim]``."""
+        first, rows = self._layers[0], x.shape[0]
+        shape = None if first.vector is None else (rows, len(self._layers), first.vector)
+        if shape != (None if vectors is None else vectors.shape):
+            raise ValueError(f"layers: vectors {shape}, not {None if vectors is None else list(vectors.shape)}")
+        if vectors is not None:
+            _check(vectors)
+        self._native.layers(
+            self._kernels,
+            self._stack,
+            _rows(x, first.hidden),
+            rows,
+            [_angles(one, 2 * self._halves[number]) for number, one in enumerate(tables)],
+            positions.data_ptr(),
+            targets,
+            spans,
+            *((0, 0, 0) if vectors is None else (vectors.data_ptr(), vectors.stride(0), vectors.stride(1))),
+            first.whose(rows),
+        )
+        return x
 
 
 def _check(x: Tensor) -> None:

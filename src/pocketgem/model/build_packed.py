@@ -27,6 +27,7 @@ from pocketgem.model.fused import fuse
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.layers import Embedding, Linear
 from pocketgem.model.quant import BudgetedExperts, PackedEmbedding, PackedExperts, PackedHead, PackedLinear
+from pocketgem.model.stacked import stack
 
 # A head of eight bits is exact enough that the rounding of its activations shows. Coarser ones round more themselves,
 # and for many sequences the finer product would take a fifth of the time of a step.
@@ -82,6 +83,7 @@ def build_packed(
     model.has_own_threads = True
     if all(layer.head_dim % HEAD_DIM_STEP == 0 for layer in checkpoint.config.layers):
         fuse(model, compute)
+        stack(model, compute)
     return model, bench.files()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pocketgem.kernels.compute import Change, Compute, FusedDecoder, Heads, Norm, Span, Target, Weight
 from pocketgem.kernels.low_rank import PackedLowRank
-from pocketgem.model.cache import KeysValues, Slot, Step
+from pocketgem.model.cache import KeysValues, Seen, Slot, Step
 from pocketgem.model.gemma import DecoderLayer, Gemma
 from pocketgem.model.gemma3n import Gemma3nLayer
 from pocketgem.model.layers import MLP, Ask, Attention, RMSNorm, Tables
@@ -47,7 +47,7 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor, ask: Ask) -> Tensor:
         """Attend from rows x ``[rows, hidden]`` to what each span has seen."""
         q = self.compute.linear(x.contiguous(), self.query)
-        spans = spans_of(ask)
+        spans = spans_of(ask.step, ask.seen)
         seen = self.compute.attend(self.heads, q, ask.tables, ask.step.sight(self.layer), spans)
         return self.compute.linear(seen, self.output)
 
@@ -58,9 +58,9 @@ def targets_of(step: Step, slots: Sequence[Slot]) -> list[Target]:
     return [(span.start, span.stop, *slot.seen.addresses(slot.used)) for span, slot in spans]
 
 
-def spans_of(ask: Ask) -> list[Span]:
+def spans_of(step: Step, seen: Sequence[Seen]) -> list[Span]:
     """What the rows of a step may read, as the kernels take it."""
-    spans = zip(ask.step.spans, cast(tuple[KeysValues, ...], ask.seen), strict=True)
+    spans = zip(step.spans, cast(Sequence[KeysValues], seen), strict=True)
     return [
         (span.start, span.stop, *past.addresses(past.begin), past.first, past.end - past.begin) for span, past in spans
     ]
@@ -98,7 +98,7 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, normed: Tensor, vector: Tensor | None, ask: Ask) -> Tensor:
         """x ``[rows, hidden]``, vector ``[rows, dim]`` or None -> ``[rows, hidden]``."""
-        spans = spans_of(ask)
+        spans = spans_of(ask.step, ask.seen)
         if self.plain.routed is None:
             return self.layer.run(x, ask.tables, ask.step.sight(self.plain.layer), spans, vector)
         x = self.layer.attention(x, ask.tables, ask.step.sight(self.plain.layer), spans)

@@ -100,10 +100,10 @@ class DecoderLayer(nn.Module):
         return dense if self.routed is None else cast(Tensor, self.routed(x, dense, routes))
 
 
-class SingleRow(Protocol):
-    """Another way to run the layers for one row."""
+class Shortcut(Protocol):
+    """Another way to run the layers, for the steps that it takes. adapters: whether some rows have one."""
 
-    def takes(self, step: Step) -> bool: ...
+    def takes(self, step: Step, *, adapters: bool) -> bool: ...
     def __call__(self, inputs: Inputs, step: Step) -> Tensor: ...
 
 
@@ -124,7 +124,7 @@ class Gemma(nn.Module):
         self.read_later = frozenset(layer.kv_layer for layer in config.layers if not layer.writes_kv)
         self.last_writer = config.last_writer
         self.cache_dtype: torch.dtype | None = None  # None: as the activations
-        self.single: SingleRow | None = None  # runs steps of one row in ``forward``'s place, where it can
+        self.shortcut: Shortcut | None = None  # runs steps in ``forward``'s place, where it can
         self.has_own_threads = False  # True: products run on the compiled kernels' threads, not on torch's
 
     def make_layer(self, layer: LayerConfig) -> nn.Module:
@@ -171,10 +171,10 @@ class Gemma(nn.Module):
         hidden: Tensor = self.norm(self.run_layers(inputs, step))
         return hidden
 
-    def run(self, inputs: Inputs, step: Step) -> Tensor:
-        """``forward``, or what takes its place for a single row."""
-        single = self.single
-        hidden: Tensor = single(inputs, step) if single is not None and single.takes(step) else self(inputs, step)
+    def run(self, inputs: Inputs, step: Step, *, adapters: bool = False) -> Tensor:
+        """``forward``, or what takes its place for this step. adapters: whether some of its rows have one."""
+        short = self.shortcut is not None and self.shortcut.takes(step, adapters=adapters)
+        hidden: Tensor = (self.shortcut if self.shortcut is not None and short else self)(inputs, step)
         return hidden
 
     def run_layers(self, inputs: Inputs, step: Step) -> Tensor:

@@ -66,9 +66,9 @@ class StillDecoder:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._hidden: Tensor | None = None
 
-    def takes(self, step: Step) -> bool:
-        """Whether a step is one row that wants its logits."""
-        return len(step.positions) == 1 == len(step.logit_rows) and self.model.config.experts is None
+    def takes(self, step: Step, *, adapters: bool) -> bool:
+        """Whether a step is one row that wants its logits; with an adapter it is none that was recorded."""
+        return not adapters and len(step.positions) == 1 == len(step.logit_rows) and self.model.config.experts is None
 
     def __call__(self, inputs: Inputs, step: Step) -> Tensor:
         """See ``Gemma.forward``: ``[1, hidden]``."""
