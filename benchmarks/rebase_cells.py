@@ -28,11 +28,11 @@ from pocketgem.model.lora import Deltas, LowRank, attach_, detach_, merge_
 from pocketgem.rebase.capsule import FILE, load_capsule, save_capsule
 from pocketgem.rebase.distill import Settings, Target
 from pocketgem.rebase.divergence import hidden_of
-from pocketgem.rebase.judge import Judge, Limits, verdict
+from pocketgem.rebase.judge import Candidate, Judge, Limits, is_same, verdict
 from pocketgem.rebase.prompts import Given, more_prompts
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import write_report
-from pocketgem.rebase.run import Candidate, Clock, rebase
+from pocketgem.rebase.run import Clock, rebase
 from pocketgem.tune.data import Example
 from pocketgem.tune.loop import Trainer
 from pocketgem.tune.recipe import Recipe, plan_training
@@ -45,7 +45,7 @@ RECIPE = Recipe(rank=8, alpha=16, steps=32, batch=4, learning_rate=1e-3, seed=1)
 LEARNED, HELD = 400, 64  # examples
 PROMPTS, SEEDS = 128, 8  # of a capsule; how many of these are given where the base makes the rest
 TRAIN_SEED, HELD_SEED, PROMPT_SEED = 1, 2, 3
-ANY = Limits(kept=-1e9, match=0.0)  # so that what the gate would refuse is there to be scored
+ANY = Limits(kept=-1e9, match=0.0, same=1e9)  # so that what the gate would refuse is there to be scored
 SETTINGS = Settings(steps=36, batch=4)
 CAPSULE = Wishes(top=32, samples=1, max_tokens=24)
 
@@ -256,22 +256,28 @@ def _variant(lab: Lab, task: str, update: str, target: str = "copy", capsule: st
 
 
 def _rebased(lab: Lab, task: str, update: str, settings: Settings, capsule: Path | None) -> tuple[dict[str, Any], LLM]:
-    """Distil whether or not the old weights pass, so that both are known, and score both on held-out examples."""
+    """Distil whether or not the old weights pass, so that both are known, and score both on held-out examples.
+
+    ``rebase`` is the better one by the gate's marks.
+    """
     llm, folder = lab.load(update), lab.adapter(f"tune-{task}-old")
     name = f"{task}-{update}-{settings.target}{'' if capsule is None else '-made'}"
     out = lab.made / "rebased" / name
     shutil.rmtree(out, ignore_errors=True)  # of a run that was killed
     outcome = rebase(llm, folder, out, capsule, ANY, settings, reuse=False, watch=_shown)
-    assert outcome.distilled is not None
+    way = outcome.way  # the better one: under limits that nothing fails
     for one in ("bare", "reuse", "distilled"):
         marks = getattr(outcome, one).marks
         setattr(outcome, one, Candidate(marks, verdict(marks, Limits(), outcome.consistency)))
-    outcome.limits, outcome.way = Limits(), "distil" if outcome.distilled.verdict.accepted else None
+    outcome.same = is_same(outcome.reuse, Limits(), outcome.consistency)
+    taken = outcome.reuse if way == "reuse" else outcome.distilled
+    assert taken is not None
+    outcome.limits, outcome.way = Limits(), way if taken.verdict.accepted else None
     write_report(out, outcome)
     examples = held(llm, task)
     found = {
         "reuse": _scored_as(llm.model, open_adapter(folder).deltas, examples, outcome.reuse),
-        "rebase": _scored_as(llm.model, open_adapter(out / "adapter").deltas, examples, outcome.distilled),
+        "rebase": _scored_as(llm.model, open_adapter(out / "adapter").deltas, examples, taken),
     }
     return {"outcome": outcome.facts(), "candidates": found}, llm
 

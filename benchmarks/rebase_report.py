@@ -47,8 +47,8 @@ def _case(lab: Lab, task: str, update: str) -> dict[str, Any]:
     candidates = {
         name: {**one, "recovered": recovered(one["score"], bare, best)} for name, one in case["candidates"].items()
     }
-    chosen = "reuse" if candidates["reuse"]["accepted"] else "rebase"
     outcome = case["outcome"]
+    chosen = "reuse" if outcome["same"] else "rebase"
     return {
         "task": task, "update": update, "bare": bare, "retrained": best, "candidates": candidates,
         "chosen": chosen if chosen in candidates else None, "consistency": outcome["consistency"],

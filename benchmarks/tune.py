@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="JSON: more fields of our recipe, and dtype")
     parser.add_argument("--only", choices=("ours", "peft"))
     parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of --parity's 20 steps")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -196,7 +197,7 @@ def theirs(options: argparse.Namespace, steps: int) -> Iterator[float | None]:
 def parity(options: argparse.Namespace) -> dict[str, Any]:
     """20 steps from one start, then the logits of both adapters on both bases."""
     steps = 20
-    trainer = trainer_of(options, steps, learning_rate=1e-3)
+    trainer = trainer_of(options, steps, learning_rate=options.learning_rate)
     start = {name: (one.A.detach().clone(), one.B.detach().clone()) for name, one in trainer.deltas.items()}
     other = Peft(options.model, options.rank, start)
     losses = []

@@ -384,7 +384,7 @@ def test_from_the_command_line(house: Path, tmp_path: Path, capsys: pytest.Captu
     easy = ["--kept", "0.3", "--match", "0.1", "--steps", "8", "--learning-rate", "8e-3", "--distil"]
     assert ask("rebase", "caller", str(house / "new.gguf"), "--out", str(tmp_path / "new"), *easy, *options) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["way"] == "distil"
+    assert said["way"] == "distil", (said["reuse"]["marks"], said["distilled"]["marks"])
     moved = registry.find("caller")
     assert moved.identity == said["registered"] != first.identity
     assert moved.manifest.base_name == "new.gguf"

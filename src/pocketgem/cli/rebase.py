@@ -48,7 +48,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Batches to distil from, at most
 Rate = Annotated[float, typer.Option(help="The highest learning rate of distilling.")]
 Kept = Annotated[float, typer.Option(min=0, max=1, help="Share of the effect that the gate asks for.")]
 Match = Annotated[float, typer.Option(min=0, max=1, help="Equal answers asked for, of the old pair's consistency.")]
-Distil = Annotated[bool, typer.Option("--distil", help="Distil even where the old weights pass.")]
+Distil = Annotated[bool, typer.Option("--distil", help="Distil even where the old weights answer as before.")]
 Store = Annotated[Path | None, typer.Option("--registry", metavar="FOLDER", help="Default: the person's own.")]
 
 
@@ -120,9 +120,10 @@ def rebase_adapter(
 ) -> None:
     """Carry an adapter over to an updated base, without its training data.
 
-    Estimates how far the base moved, tries the old weights, and distils the capsule into new ones where these fail the
-    gate. A registered name stands for the new adapter once that has passed; `adapters rollback` undoes it. Ends with 1,
-    and changes nothing, where nothing passes. The report is written either way.
+    Estimates how far the base moved and tries the old weights. Unless these answer as before, the capsule is distilled
+    into new ones, and the better of those that pass the gate is taken. A registered name then stands for them;
+    `adapters rollback` undoes it. Ends with 1, and changes nothing, where nothing passes. The report is written either
+    way.
     """
     _check_dtype(dtype)
     screen = Screen(quiet=quiet or as_json)

@@ -38,8 +38,9 @@ class Target(StrEnum):
 class Settings:
     """One distillation. Raises PromptError for a number out of range.
 
-    every: steps between two looks at the watch's part. patience: looks without a better one before it ends. enough:
-    share of the effect that is kept there from which on nothing is gained by going on.
+    every: steps between two looks at the watch's part. patience: looks without a better one before it ends. enough,
+    near: share of the effect that is kept there, and nat a token that are left, from which on nothing is gained by
+    going on; both are asked for, since a hundredth of a large effect can still turn answers.
     """
 
     target: Target = Target.COPY
@@ -51,6 +52,7 @@ class Settings:
     every: int = 6
     patience: int = 3
     enough: float = 0.99
+    near: float = 0.005
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -69,7 +71,8 @@ class Settings:
 
 _RANGES = (
     ("steps", 1, 10**6), ("batch", 1, 4096), ("learning_rate", 1e-9, 1.0), ("warmup", 0, 10**6), ("clip", 1e-6, 1e6),
-    ("every", 1, 10**6), ("patience", 1, 10**6), ("enough", 0.0, 1.0), ("seed", 0, 2**31),
+    ("every", 1, 10**6), ("patience", 1, 10**6), ("enough", 0.0, 1.0), ("near", 0.0, 1e6),
+    ("seed", 0, 2**31),
 )  # fmt: skip
 
 
@@ -129,7 +132,7 @@ class _Work:
         self.learned, self.watched = capsule.part("learn"), capsule.part("watch")
         self.parameters = [part for one in deltas.values() for part in (one.A, one.B)]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0)
-        self.goal = self._alone() * (1 - settings.enough)
+        self.goal = min(self._alone() * (1 - settings.enough), settings.near)
         self.curve = Curve()
 
     def run(self, watch: Watch) -> dict[str, LowRank]:

@@ -29,10 +29,14 @@ SMALL = 0.02  # nat a token: a base this near to the old pair leaves no effect t
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted: see docs/rebase.md for how these were found. match: of the old pair's own consistency."""
+    """What is accepted: see docs/rebase.md for how these were found. match: of the old pair's own consistency.
+
+    same: the match from which on old weights that pass need no new ones beside them.
+    """
 
     kept: float = 0.9
     match: float = 0.9
+    same: float = 0.97
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,14 @@ class Verdict:
 
     accepted: bool
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that was before the gate."""
+
+    marks: Marks
+    verdict: Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +128,21 @@ class Judge:
     def verdict(self, marks: Marks, limits: Limits) -> Verdict:
         """The gate itself."""
         return verdict(marks, limits, self.consistency)
+
+    def is_same(self, candidate: Candidate, limits: Limits) -> bool:
+        """Whether it answers so much as the old pair did that nothing better need be made."""
+        return is_same(candidate, limits, self.consistency)
+
+
+def is_same(candidate: Candidate, limits: Limits, consistency: float) -> bool:
+    """Whether a candidate passed, and as many of its answers are the old ones as ``limits.same`` asks for."""
+    return candidate.verdict.accepted and candidate.marks.match >= limits.same * consistency
+
+
+def better(one: Candidate, other: Candidate) -> Candidate | None:
+    """Of two that were before the gate the one that keeps more, of equals the second; None where neither passed."""
+    passed = [candidate for candidate in (other, one) if candidate.verdict.accepted]
+    return max(passed, key=lambda candidate: (candidate.marks.kept, candidate.marks.match), default=None)
 
 
 def verdict(marks: Marks, limits: Limits, consistency: float) -> Verdict:

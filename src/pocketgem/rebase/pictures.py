@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pocketgem.rebase.run import Candidate, Outcome
+from pocketgem.rebase.judge import Candidate
+from pocketgem.rebase.run import Outcome
 
 _COLOURS = {"new base alone": "0.7", "old adapter as it is": "tab:orange", "distilled": "tab:blue"}
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pocketgem.checkpoint.durable import write_file
-from pocketgem.rebase.run import Candidate, Outcome
+from pocketgem.rebase.judge import Candidate
+from pocketgem.rebase.run import Outcome
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 PICTURES = ("positions.png", "marks.png", "distillation.png")

@@ -2,7 +2,8 @@
 
     predict     the drift of the matrices that the adapter changes, from its manifest; nothing of the old base is needed
     reuse       the old adapter as it is, on the new base, before the gate
-    distil      a new one from the capsule, warm-started from the old; before the same gate
+    distil      unless that answers as before: a new one from the capsule, warm-started from the old; before the same
+                gate, and the better of the two is taken
 
 Nothing that was there is touched: what comes out is a folder, and ``swap`` lets a registered name stand for it.
 """
@@ -25,24 +26,19 @@ from pocketgem.llm import LLM
 from pocketgem.model.lora import LowRank
 from pocketgem.rebase.capsule import FILE, Capsule, load_capsule
 from pocketgem.rebase.distill import Curve, Settings, distill
-from pocketgem.rebase.judge import Judge, Limits, Marks, Verdict
+from pocketgem.rebase.judge import Candidate, Judge, Limits, better
 from pocketgem.rebase.record import Watch, base_hash
 from pocketgem.rebase.write import experts_of, write_adapter
 
 ADAPTER = "adapter"  # in the folder that comes out
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Something that was before the gate."""
-
-    marks: Marks
-    verdict: Verdict
-
-
 @dataclass
 class Outcome:
-    """What happened. way: ``reuse``, ``distil``, or None where neither passed. seconds: by what was done."""
+    """What happened. way: ``reuse``, ``distil``, or None where neither passed. seconds: by what was done.
+
+    same: whether the old weights answer so much as before that new ones were not needed.
+    """
 
     adapter: str
     old_base: str
@@ -55,6 +51,7 @@ class Outcome:
     bare: Candidate
     reuse: Candidate
     consistency: float
+    same: bool
     distilled: Candidate | None = None
     curve: Curve | None = None
     way: str | None = None
@@ -97,7 +94,7 @@ def rebase(
     """Carry the adapter in ``folder`` over to ``llm``, the new base, loaded plain and keeping no pasts.
 
     out: a folder for what comes out, ``adapter`` in it, which appears only when the gate was passed. capsule: None for
-    the one in the adapter's folder. reuse: False goes on to distil even where the old weights pass. Raises InputError
+    the one in the adapter's folder. reuse: False distils even where the old weights answer as before. Raises InputError
     for a capsule of another adapter or vocabulary, WeightsError where the new base has other shapes.
     """
     if (out / ADAPTER).exists():
@@ -157,6 +154,7 @@ class _Going:
         judge = Judge.of(self.llm, self.capsule)
         bare = self._candidate(judge, None)
         self.watch("gate: the old weights", 1, 2)
+        reuse = self._candidate(judge, self.adapter.deltas)
         outcome = Outcome(
             adapter=self.adapter.where,
             old_base=self.capsule.about.base_name,
@@ -167,8 +165,9 @@ class _Going:
             others=() if found is None else found.others,
             limits=self.limits,
             bare=bare,
-            reuse=self._candidate(judge, self.adapter.deltas),
+            reuse=reuse,
             consistency=judge.consistency,
+            same=judge.is_same(reuse, self.limits),
         )
         self.clock.lap("gate")
         return outcome, judge
@@ -179,7 +178,7 @@ class _Going:
 
     def chosen(self, outcome: Outcome, judge: Judge, *, reuse: bool) -> Mapping[str, LowRank] | None:
         """The weights that passed, None where none did."""
-        if reuse and outcome.reuse.verdict.accepted:
+        if reuse and outcome.same:
             outcome.way = "reuse"
             return self.adapter.deltas
         deltas, outcome.curve = distill(
@@ -188,8 +187,9 @@ class _Going:
         self.clock.lap("distil")
         outcome.distilled = self._candidate(judge, deltas)
         self.clock.lap("gate")
-        outcome.way = "distil" if outcome.distilled.verdict.accepted else None
-        return deltas if outcome.way else None
+        best = better(outcome.reuse, outcome.distilled)
+        outcome.way = None if best is None else "distil" if best is outcome.distilled else "reuse"
+        return {"distil": deltas, "reuse": self.adapter.deltas, None: None}[outcome.way]
 
     def _distilling(self, done: int, total: int, kl: float) -> None:
         self.watch(f"distil: KL {kl:.3f}", done, total)
