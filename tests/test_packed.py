@@ -7,7 +7,9 @@ the order of 1.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from pocketgem.model.build import build_model
 from pocketgem.model.build_packed import build_packed, can_pack
 from pocketgem.model.cache import Step
 from pocketgem.model.fused import FusedAttention, FusedLayer
-from pocketgem.model.gemma import Gemma
+from pocketgem.model.gemma import Gemma, Shortcut
 from tests.test_parity import PROMPT_TOKENS, prompt, run
 from tests.twins import BLOCKS, LAYOUTS, make_twin
 
@@ -93,6 +95,42 @@ def test_a_row_alone_and_among_ten_has_the_same_bits(files: dict[StoredType, Che
     for i, twin in enumerate(twins):
         alone = model.logits(model(model.embed(next_ids[i : i + 1]), Step.packed([twin], [1])))
         assert torch.equal(alone[0], together[i])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("set", usable_sets())
+def test_decode_in_one_call_has_the_bits_of_the_loop(files: dict[StoredType, Checkpoint], set: str) -> None:
+    """Longer than the twins' window, so that buffers move on the way; one sequence, and three of other lengths."""
+    model = packed(files[StoredType.Q4_0], set)
+    caches = [model.new_cache() for _ in range(3)]
+    for i, cache in enumerate(caches):
+        step = Step.packed([cache], [9 + 3 * i])
+        model(model.embed(torch.tensor(prompt()[: 9 + 3 * i])), step)
+        step.commit()
+    twins = [cache.fork() for cache in caches]
+    took = model.shortcut is not None
+    assert took == all(isinstance(layer, FusedLayer) and layer.plain.routed is None for layer in model.layers)
+    for count in (1, 3):
+        for id in range(20, 40):
+            ids = torch.arange(id, id + count)
+            one, other = (Step.packed(some[:count], [1] * count) for some in (caches, twins))
+            assert not took or cast(Shortcut, model.shortcut).takes(one, adapters=False)
+            inputs = model.embed(ids)
+            before = inputs.x.clone()
+            assert torch.equal(model.run(inputs, one), model(model.embed(ids), other))
+            assert torch.equal(inputs.x, before)
+            one.commit()
+            other.commit()
+
+
+@torch.inference_mode()
+def test_steps_that_rows_leave_early_are_left_to_the_loop(files: dict[StoredType, Checkpoint]) -> None:
+    model = packed(files[StoredType.Q4_0])
+    if model.shortcut is not None:
+        assert not model.shortcut.takes(Step.packed([model.new_cache()], [2]), adapters=False)
+        both = Step.packed([model.new_cache()], [2], logits=[2])
+        assert model.shortcut.takes(both, adapters=True)
+        assert not model.shortcut.takes(replace(both, last=torch.tensor([1, 1])), adapters=False)
 
 
 def test_inputs_can_be_used_twice(files: dict[StoredType, Checkpoint]) -> None:

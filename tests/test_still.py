@@ -88,5 +88,6 @@ def test_models_with_experts_are_left_to_forward(tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_more_rows_than_one_are_left_to_forward(model: Gemma) -> None:
     decoder = StillDecoder(model)
-    assert not decoder.takes(Step.packed([model.new_cache()], [2]))
-    assert not decoder.takes(Step.packed([model.new_cache(), model.new_cache()], [1, 1]))
+    assert not decoder.takes(Step.packed([model.new_cache()], [2]), adapters=False)
+    assert not decoder.takes(Step.packed([model.new_cache(), model.new_cache()], [1, 1]), adapters=False)
+    assert not decoder.takes(Step.packed([model.new_cache()], [1]), adapters=True)
