@@ -1,6 +1,6 @@
 """Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
 
-    python -m benchmarks.tool_calls data FOLDER                      train, more, valid and held_out.jsonl
+    python -m benchmarks.tool_calls data FOLDER                      train, more, choose, valid and held_out.jsonl
     python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
 
 All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
@@ -28,7 +28,7 @@ from pocketgem.llm import LLM
 NONE = "None of my tools can do that."
 SHARE_NONE, SHARE_RESULT = 0.1, 0.1  # of the examples: no tool serves; a tool has answered and its result is to be told
 MORE_NONE = 0.3  # in what is trained on second: the first training learned to call, and never to refuse
-COUNTS = {"train": 2400, "more": 2400, "valid": 80, "held_out": 400}
+COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "valid": 80, "held_out": 400}
 
 # Values of texts. Every fourth is held out.
 VALUES = {
@@ -163,6 +163,9 @@ class Split:
 def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
     """``count`` examples of a split, as ``pocketgem tune`` reads them; ``kind`` says what is tried."""
     rng = random.Random(f"tool-call {name}")
+    if name == "choose":
+        yield from _choices(rng, count)
+        return
     for index in range(count):
         new_wordings = name == "held_out" and index % 2 == 1
         split = Split(held_out=name == "held_out", new_wordings=new_wordings)
@@ -174,6 +177,14 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
             yield _answered(one, rng) | {"kind": "result"}
         else:
             yield one | {"kind": "new wording" if new_wordings else "call"}
+
+
+def _choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
+    """Each request twice, with the tool that serves it and without: nothing else tells whether to call."""
+    for _ in range(count // 2):
+        one = _example(rng, Split(held_out=False, new_wordings=False))
+        served = _answered(one, rng) | {"kind": "result"} if rng.random() < SHARE_RESULT else one | {"kind": "call"}
+        yield from (served, _without(one, rng) | {"kind": "no tool"})
 
 
 def _example(rng: random.Random, split: Split) -> dict[str, Any]:
