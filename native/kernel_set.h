@@ -73,16 +73,22 @@ private:
     std::vector<std::unique_ptr<Buffer>> idle_;
 };
 
+// Room for quantised rows.
+struct Rounded {
+    Buffer q, scales, sums16, sums32;
+};
+
 // One model's access to the kernels. Calls take turns.
 struct Kernels {
     Kernels(const KernelSet& set, int threads) : pool(threads), set(set) {}
 
     Pool pool;
     const KernelSet& set;
-    Lender scratch;                                          // for tasks
-    Buffer normed, quants, scales, sums16, sums32, product;  // for the call
-    Buffer corrections[3], low[3];                           // the same, for each matrix of one
-    Buffer layer[3];                                         // between the calls of a layer
+    Lender scratch;                 // for tasks
+    Buffer normed, product;         // for the call
+    Rounded rounded[2];             // the same: its rows, and what lies between two products
+    Buffer corrections[3], low[3];  // the same, for each matrix of one
+    Buffer layer[3];                // between the calls of a layer
 };
 
 }  // namespace pocketgem

@@ -43,12 +43,10 @@ void attend_layer(Kernels& k, const Layer& l, const float* x, long rows, const A
 
 void feed_forward(Kernels& k, const Layer& l, float* x, long rows, const float* vectors, long stride,
                   const LayerChanges& c) {
-    const long hidden = l.gate->layout.cols, width = l.gate->layout.rows;
-    float* inner = rows_in(k.layer[0], rows, width);
-    const Changes opened[] = {c.gate, c.up};
-    geglu_linear(k, {x, rows, hidden, l.before_mlp, l.eps}, *l.gate, *l.up, inner, opened);
-    add_linear(k, {inner, rows, width, nullptr, 0}, *l.down, l.after_mlp, l.eps, l.into ? 1.0f : l.factor, x, x,
-               &c.down);
+    const long hidden = l.gate->layout.cols;
+    const Changes changes[] = {c.gate, c.up, c.down};
+    mlp(k, {x, rows, hidden, l.before_mlp, l.eps}, {l.gate, l.up, l.down}, l.after_mlp, l.eps, l.into ? 1.0f : l.factor,
+        x, x, changes);
     if (!l.into) return;
     float* gated = rows_in(k.layer[0], rows, l.into->layout.rows);
     gated_linear(k, {x, rows, hidden, nullptr, 0}, *l.into, vectors, stride, gated, &c.into);

@@ -23,6 +23,35 @@ Job job_at(Kernels& k, const Weight& weight, const Ready& x, int i) {
     return job;
 }
 
+// (residual + rms_norm(x @ job's weight.T) * post_norm) * factor
+void add_ready(Kernels& k, const Ready& x, const Job& job, const float* post_norm, float eps, float factor,
+               const float* residual, float* out) {
+    const long width = job.weight->layout.rows;
+    float* product = k.product.of<float>(static_cast<std::size_t>(x.rows * width));
+    over_panels(k, job, [&](long panel, long end) { compute(k, job, x, panel, end, product + panel * kPanel, width); });
+    k.pool.run(x.rows, [&](long r) {
+        if (out != residual) std::copy_n(residual + r * width, width, out + r * width);
+        k.set.element.add_norm(out + r * width, product + r * width, post_norm, width, eps, factor);
+    });
+}
+
+// gelu(norm(x) @ gate.T) * (norm(x) @ up.T), rounded in the tasks that make it.
+Ready geglu_rounded(Kernels& k, const Rows& in, const Weight& gate, const Weight& up, const Changes* changes) {
+    const long width = gate.layout.rows;
+    const Ready x = prepare(k, in, gate.packed || up.packed, changes, 2);
+    const Ready inner{nullptr, room_in(k.rounded[1], in.rows, width), in.rows, width, {}};
+    const Job gates = in_pairs(job_at(k, gate, x, 0)), ups = job_at(k, up, x, 1);
+    over_panels(k, gates, [&](long panel, long end) {
+        const long columns = columns_of(gate, panel, end);
+        Lender::Loan scratch(k.scratch);
+        float* made = scratch->of<float>(static_cast<std::size_t>(x.rows * columns));
+        compute_gated(k, gates, ups, x, panel, end, made, columns);
+        for (long r = 0; r < x.rows; ++r)
+            k.set.matmul.quantize(made + r * columns, columns, inner.quantised, r, panel * kPanel);
+    });
+    return inner;
+}
+
 }  // namespace
 
 void linear(Kernels& k, const Rows& in, const Weight* const* weights, float* const* outs, int count,
@@ -89,14 +118,20 @@ void gated_linear(Kernels& k, const Rows& in, const Weight& weight, const float*
 void add_linear(Kernels& k, const Rows& in, const Weight& weight, const float* post_norm, float eps, float factor,
                 const float* residual, float* out, const Changes* changes) {
     const Ready x = prepare(k, in, weight.packed, changes, 1);
-    const long width = weight.layout.rows;
-    float* product = k.product.of<float>(static_cast<std::size_t>(in.rows * width));
-    const Job job = job_at(k, weight, x, 0);
-    over_panels(k, job, [&](long panel, long end) { compute(k, job, x, panel, end, product + panel * kPanel, width); });
-    k.pool.run(in.rows, [&](long r) {
-        if (out != residual) std::copy_n(residual + r * width, width, out + r * width);
-        k.set.element.add_norm(out + r * width, product + r * width, post_norm, width, eps, factor);
-    });
+    add_ready(k, x, job_at(k, weight, x, 0), post_norm, eps, factor, residual, out);
+}
+
+void mlp(Kernels& k, const Rows& in, const Mlp& w, const float* post_norm, float eps, float factor,
+         const float* residual, float* out, const Changes* changes) {
+    const bool rounds = w.down->packed && !are_few(k, in.rows) && !changes[2].count;
+    if (rounds) {
+        const Ready inner = geglu_rounded(k, in, *w.gate, *w.up, changes);
+        return add_ready(k, inner, job_of(k, *w.down, inner, k.corrections[2]), post_norm, eps, factor, residual, out);
+    }
+    const long width = w.gate->layout.rows;
+    float* inner = k.layer[0].of<float>(static_cast<std::size_t>(in.rows * width));
+    geglu_linear(k, in, *w.gate, *w.up, inner, changes);
+    add_linear(k, {inner, in.rows, width, nullptr, 0}, *w.down, post_norm, eps, factor, residual, out, changes + 2);
 }
 
 void change_rows(Kernels& k, const Rows& in, long outputs, float* out, const Changes& changes) {

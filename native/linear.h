@@ -49,6 +49,14 @@ void gated_linear(Kernels& kernels, const Rows& in, const Weight& weight, const 
 void add_linear(Kernels& kernels, const Rows& in, const Weight& weight, const float* post_norm, float eps, float factor,
                 const float* residual, float* out, const Changes* changes = nullptr);
 
+// add_linear of geglu_linear, with changes of gate, up and down. Of many rows what lies between is rounded for the
+// second product while it is made, and never there as floats.
+struct Mlp {
+    const Weight *gate, *up, *down;
+};
+void mlp(Kernels& kernels, const Rows& in, const Mlp& weights, const float* post_norm, float eps, float factor,
+         const float* residual, float* out, const Changes* changes);
+
 // out [rows, outputs] += what `changes` add for rows x [rows, cols], to products that were made before.
 void change_rows(Kernels& kernels, const Rows& in, long outputs, float* out, const Changes& changes);
 

@@ -49,8 +49,8 @@ struct Corrections {
 };
 
 struct MatmulKernels {
-    // x [cols] -> row `row` of the activations.
-    void (*quantize)(const float* x, const Activations& to, long row);
+    // x [columns] -> row `row` of the activations, from `column` on; both are multiples of 32.
+    void (*quantize)(const float* x, long columns, const Activations& to, long row, long column);
 
     // The same in two steps: what row `row` rounds away is quantised into row `rest`, and the two rows' products add up
     // to nearly those of 16-bit activations.

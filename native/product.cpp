@@ -13,15 +13,17 @@ constexpr long kLeastBytes = 32 << 10;  // and large enough that taking a task c
 
 }  // namespace
 
-Activations room_for(Kernels& k, long rows, long cols) {
+Activations room_in(Rounded& buffers, long rows, long cols) {
     const auto size = static_cast<std::size_t>(rows * cols);
     return {rows,
             cols,
-            k.quants.of<std::int8_t>(size),
-            k.scales.of<float>(size / 32),
-            k.sums16.of<std::int32_t>(size / 16),
-            k.sums32.of<std::int32_t>(size / 32)};
+            buffers.q.of<std::int8_t>(size),
+            buffers.scales.of<float>(size / 32),
+            buffers.sums16.of<std::int32_t>(size / 16),
+            buffers.sums32.of<std::int32_t>(size / 32)};
 }
+
+bool are_few(const Kernels& k, long rows) { return rows <= k.set.matmul.few_rows; }
 
 namespace {
 
@@ -60,7 +62,7 @@ Ready prepare(Kernels& k, const Rows& in, bool packed, const Changes* changes, i
     Ready ready{in.x, {}, in.rows, in.cols, {}};
     float* normed = in.norm ? k.normed.of<float>(static_cast<std::size_t>(in.rows * in.cols)) : nullptr;
     if (normed) ready.floats = normed;
-    if (packed) ready.quantised = room_for(k, in.rows, in.cols);
+    if (packed) ready.quantised = room_in(k.rounded[0], in.rows, in.cols);
     const bool changed = make_room(k, in.rows, changes, count, ready);
     if (!normed && !packed && !changed) return ready;
     const long each = changed ? rows_a_task(k, in.rows) : 1;
@@ -68,7 +70,7 @@ Ready prepare(Kernels& k, const Rows& in, bool packed, const Changes* changes, i
         const long begin = task * each, end = std::min(in.rows, begin + each);
         for (long r = begin; r < end; ++r) {
             if (normed) k.set.element.norm(in.x + r * in.cols, in.norm, normed + r * in.cols, in.cols, in.eps);
-            if (packed) k.set.matmul.quantize(ready.floats + r * in.cols, ready.quantised, r);
+            if (packed) k.set.matmul.quantize(ready.floats + r * in.cols, in.cols, ready.quantised, r, 0);
         }
         if (changed) lower(k, ready, begin, end);
     });
@@ -76,7 +78,7 @@ Ready prepare(Kernels& k, const Rows& in, bool packed, const Changes* changes, i
 }
 
 Ready prepare_fine(Kernels& k, const Rows& in) {
-    Ready ready{in.x, room_for(k, 2 * in.rows, in.cols), 2 * in.rows, in.cols, {}};
+    Ready ready{in.x, room_in(k.rounded[0], 2 * in.rows, in.cols), 2 * in.rows, in.cols, {}};
     float* normed = in.norm ? k.normed.of<float>(static_cast<std::size_t>(in.rows * in.cols)) : nullptr;
     if (normed) ready.floats = normed;
     k.pool.run(in.rows, [&](long r) {
@@ -87,8 +89,6 @@ Ready prepare_fine(Kernels& k, const Rows& in) {
 }
 
 namespace {
-
-bool few(const Kernels& k, long rows) { return rows <= k.set.matmul.few_rows; }
 
 // ---- one task: some panels of one matrix, all rows ----------------------------------------------------------------
 
@@ -132,7 +132,7 @@ void compute(Kernels& k, const Job& job, const Ready& x, long panel, long panel_
         const long end = std::min(panel_end * kPanel, w.layout.rows);
         k.set.matmul.dense(static_cast<int>(w.plain), w.bytes, x.floats, w.layout.cols, panel * kPanel, end, 0, x.rows,
                            out - panel * kPanel, stride);
-    } else if (few(k, x.rows)) {
+    } else if (are_few(k, x.rows)) {
         k.set.matmul.direct(w.layout, w.bytes, job.records, x.rows, panel, panel_end, out, stride);
     } else {
         tile_task(k, job, x, panel, panel_end, out, stride);
@@ -164,7 +164,7 @@ void cut(const Kernels& k, Job& job, long rows) {
     const Weight& w = *job.weight;
     const long panels = w.layout.panels, wanted = kTasksAThread * k.pool.threads();
     long each = std::max(1l, panels / wanted);
-    if (few(k, rows) || !w.packed) {
+    if (are_few(k, rows) || !w.packed) {
         each = std::max(each, kLeastBytes / std::max(1l, bytes_a_panel(w)));
     } else {
         const long width = k.set.matmul.tile_panels;
@@ -196,12 +196,18 @@ void add_rest(Kernels& k, Job& job, const Ready& x, Buffer& memory, Sizes sizes)
 
 }  // namespace
 
-Sizes sizes_of(const Kernels& k, long rows) { return {few(k, rows), !few(k, rows)}; }
+Sizes sizes_of(const Kernels& k, long rows) { return {are_few(k, rows), !are_few(k, rows)}; }
 
 Job job_of(Kernels& k, const Weight& weight, const Ready& x, Buffer& memory, Sizes sizes) {
     Job job{&weight, {}, {}, 1, 0, {}};
     cut(k, job, x.rows);
     add_rest(k, job, x, memory, sizes);
+    return job;
+}
+
+Job in_pairs(Job job) {
+    job.panels_a_task += job.panels_a_task % 2;
+    job.tasks = (job.weight->layout.panels + job.panels_a_task - 1) / job.panels_a_task;
     return job;
 }
 

@@ -31,8 +31,11 @@ struct Job {
     Changed changed;
 };
 
-// Buffers for quantised rows.
-Activations room_for(Kernels& kernels, long rows, long cols);
+// Quantised rows in these buffers, not written yet.
+Activations room_in(Rounded& buffers, long rows, long cols);
+
+// Whether so many packed rows are few: they are multiplied without unpacking the weights first.
+bool are_few(const Kernels& kernels, long rows);
 
 // Norms the rows where asked, quantises them where a packed matrix will read them, and multiplies them with the A of
 // what changes the products of `count` matrices.
@@ -68,6 +71,10 @@ void compute_gated(Kernels& kernels, const Job& gate, const Job& up, const Ready
 // Rows [begin, end) of a product alone.
 Ready part_of(const Ready& x, long begin, long end);
 Job part_of(const Job& job, const Ready& x, long begin);
+
+// The same job in tasks of an even number of panels: 32 columns, which share a scale where they are rounded, stay
+// together.
+Job in_pairs(Job job);
 
 inline long last_panel(const Job& job, long panel) {
     const long end = panel + job.panels_a_task;

@@ -40,16 +40,17 @@ inline void quantize_rest(const float* x, const std::int8_t* q, float scale, std
     rest_scale = flat ? 0.0f : scale / 254.0f;
 }
 
-void quantize(const float* x, const Activations& to, long row) {
-    const long blocks = to.cols / kBlock;
-    for (long b = 0; b < blocks; ++b)
-        quantize_block(x + b * kBlock, to.q + row * to.cols + b * kBlock, to.scale[row * blocks + b],
-                       to.sums16 + (row * blocks + b) * 2, to.sums32[row * blocks + b]);
+void quantize(const float* x, long columns, const Activations& to, long row, long column) {
+    const long first = (row * to.cols + column) / kBlock;
+    for (long b = 0; b < columns / kBlock; ++b) {
+        const long into = first + b;
+        quantize_block(x + b * kBlock, to.q + into * kBlock, to.scale[into], to.sums16 + into * 2, to.sums32[into]);
+    }
 }
 
 void quantize_fine(const float* x, const Activations& to, long row, long rest) {
     const long blocks = to.cols / kBlock;
-    quantize(x, to, row);
+    quantize(x, to.cols, to, row, 0);
     for (long b = 0; b < blocks; ++b) {
         const long from = row * blocks + b, into = rest * blocks + b;
         quantize_rest(x + b * kBlock, to.q + from * kBlock, to.scale[from], to.q + into * kBlock, to.scale[into],

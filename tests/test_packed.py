@@ -99,6 +99,23 @@ def test_a_row_alone_and_among_ten_has_the_same_bits(files: dict[StoredType, Che
 
 @torch.inference_mode()
 @pytest.mark.parametrize("set", usable_sets())
+def test_many_rows_and_few_have_the_same_bits(files: dict[StoredType, Checkpoint], set: str) -> None:
+    """Many rows go by unpacked tiles, and what lies within the MLP is rounded where it is made; few do neither."""
+    model, ids = packed(files[StoredType.Q4_0], set), torch.arange(20, 180)
+
+    def hidden(size: int) -> torch.Tensor:
+        cache, found = model.new_cache(), []
+        for piece in ids.split(size):
+            step = Step.packed([cache], [len(piece)], logits=[len(piece)])
+            found.append(model(model.embed(piece), step))
+            step.commit()
+        return torch.cat(found)
+
+    assert torch.equal(hidden(160), hidden(8))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("set", usable_sets())
 def test_decode_in_one_call_has_the_bits_of_the_loop(files: dict[StoredType, Checkpoint], set: str) -> None:
     """Longer than the twins' window, so that buffers move on the way; one sequence, and three of other lengths."""
     model = packed(files[StoredType.Q4_0], set)

@@ -11,7 +11,7 @@ Quantised::Quantised(long rows, long cols)
 
 Quantised::Quantised(const KernelSet& set, const std::vector<float>& x, long cols)
     : Quantised(static_cast<long>(x.size()) / cols, cols) {
-    for (long r = 0; r < view.rows; ++r) set.matmul.quantize(x.data() + r * cols, view, r);
+    for (long r = 0; r < view.rows; ++r) set.matmul.quantize(x.data() + r * cols, cols, view, r, 0);
 }
 
 Quantised Quantised::fine(const KernelSet& set, const std::vector<float>& x, long cols) {

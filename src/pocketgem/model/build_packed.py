@@ -18,6 +18,7 @@ from pocketgem.checkpoint.types import Progress, StoredType
 from pocketgem.kernels import HEAD_DIM_STEP
 from pocketgem.kernels.compute import Compute, Weight
 from pocketgem.memory.packed import PackedWeights, packed_weights
+from pocketgem.memory.packed_source import forget
 from pocketgem.memory.place import HOT_EMBEDDINGS, Place
 from pocketgem.memory.rows import row_source
 from pocketgem.model.build import Slot, check_tensors, empty_model, norm_or_number, slots_of, table_of
@@ -84,6 +85,7 @@ def build_packed(
     if all(layer.head_dim % HEAD_DIM_STEP == 0 for layer in checkpoint.config.layers):
         fuse(model, compute)
         stack(model, compute)
+    bench.forget_pages()
     return model, bench.files()
 
 
@@ -139,6 +141,12 @@ class _Bench:
 
     def _plain(self, stored: StoredTensor) -> Weight:
         return self.compute.plain(stored.dense(stored.dtype if stored.dtype in PLAIN else torch.float32))
+
+    def forget_pages(self) -> None:
+        """Small tensors were read through mappings, and many of their neighbours came with each: these can go."""
+        for file in self.files():
+            if file is not self.packs.mapped:
+                forget(file, 0, file.size)
 
     def files(self) -> tuple[MappedFile, ...]:
         """What the model goes on reading: the checkpoint, for its rows and plain matrices, and the packed weights."""

@@ -182,6 +182,9 @@ class FusedMLP(nn.Module):
         return self.changes[part].of(len(x)) if part in self.changes else ()
 
 
+ROWS_AT_ONCE = 128  # what is projected for every layer of a whole chunk would be tens of megabytes
+
+
 class FusedPerLayerInputs(nn.Module):
     """``per_layer.PerLayerInputs``: the table's rows and the projection meet in one call."""
 
@@ -196,8 +199,9 @@ class FusedPerLayerInputs(nn.Module):
     def forward(self, ids: Tensor, x: Tensor) -> Tensor:
         """ids: ``[rows]``; x: scaled input embeddings ``[rows, hidden]``. Returns ``[rows, layers, dim]``."""
         vectors = self.identity(ids)
-        projected = self.compute.linear(x, self.projection).view(-1, self.shape[1])
-        self.compute.add_norm_(vectors.view(-1, self.shape[1]), projected, self.norm, INPUT_SCALE)
+        for piece, rows in zip(torch.split(vectors, ROWS_AT_ONCE), torch.split(x, ROWS_AT_ONCE), strict=True):
+            projected = self.compute.linear(rows, self.projection).view(-1, self.shape[1])
+            self.compute.add_norm_(piece.view(-1, self.shape[1]), projected, self.norm, INPUT_SCALE)
         return vectors
 
 
