@@ -317,6 +317,14 @@ class Compute:
         """Layers that run in one call; of each its angles' number, and the writing layer whose keys it reads."""
         return FusedStack(self._native, self._kernels, layers)
 
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """Rows of the norm's width, normed: a new tensor."""
+        out, width = torch.empty_like(x), norm.weight.shape[0]
+        self._native.norm(
+            self._kernels, _rows(x, width), norm.weight.data_ptr(), out.data_ptr(), x.shape[0], width, norm.eps
+        )
+        return out
+
     def add_norm_(self, x: Tensor, y: Tensor, norm: Norm, factor: float) -> Tensor:
         """``(x + norm(y)) * factor``, in place, over rows of the norm's width."""
         width = norm.weight.shape[0]

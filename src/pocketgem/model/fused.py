@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pocketgem.kernels.compute import Change, Compute, FusedDecoder, Heads, Norm, Span, Target, Weight
 from pocketgem.kernels.low_rank import PackedLowRank
 from pocketgem.model.cache import KeysValues, Seen, Slot, Step
-from pocketgem.model.gemma import DecoderLayer, Gemma
+from pocketgem.model.gemma import DecoderLayer, Gemma, RoutedBlock
 from pocketgem.model.gemma3n import Gemma3nLayer
 from pocketgem.model.layers import MLP, Ask, Attention, RMSNorm, Tables
 from pocketgem.model.per_layer import INPUT_SCALE, PerLayerInputs
@@ -102,10 +102,15 @@ class FusedLayer(nn.Module):
         if self.plain.routed is None:
             return self.layer.run(x, ask.tables, ask.step.sight(self.plain.layer), spans, vector)
         x = self.layer.attention(x, ask.tables, ask.step.sight(self.plain.layer), spans)
-        routes = self.plain.routed.route(x)
-        mixed = self.plain.routed(x, self.dense(x), routes)
-        out: Tensor = (x + self.plain.post_feedforward_layernorm(mixed)) * self.factor
-        return out
+        return self._feed_both(x, self.plain.routed)
+
+    def _feed_both(self, x: Tensor, routed: RoutedBlock) -> Tensor:
+        """What ``DecoderLayer`` does behind attention, to x in place, norms on all threads."""
+        compute, routes = self.compute, routed.route(x)
+        mixed = compute.norm(self.dense(x), norm_of(routed.post_feedforward_layernorm_1))
+        chosen = routed.experts(compute.norm(x, norm_of(routed.pre_feedforward_layernorm_2)), *routes)
+        compute.add_norm_(mixed, chosen, norm_of(routed.post_feedforward_layernorm_2), 1.0)
+        return compute.add_norm_(x, mixed, norm_of(self.plain.post_feedforward_layernorm), self.factor)
 
 
 def parts_of(plain: DecoderLayer) -> dict[str, Weight]:
