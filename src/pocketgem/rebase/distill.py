@@ -26,6 +26,8 @@ from pocketgem.model.low_rank import places
 from pocketgem.rebase.capsule import Answer, Capsule
 from pocketgem.rebase.divergence import HEAD_ROWS, bucketed, divergence, hidden_of, numbers_of, rows_of
 
+SLOWER = 0.25  # of the learning rate, after a look that was not better
+
 
 class Target(StrEnum):
     """See above."""
@@ -38,9 +40,10 @@ class Target(StrEnum):
 class Settings:
     """One distillation. Raises PromptError for a number out of range.
 
-    every: steps between two looks at the watch's part. patience: looks without a better one before it ends. enough,
-    near: share of the effect that is kept there, and nat a token that are left, from which on nothing is gained by
-    going on; both are asked for, since a hundredth of a large effect can still turn answers.
+    every: steps between two looks at the watch's part; after one that is not better the best weights go on in smaller
+    steps. patience: such looks in a row before it ends. enough, near: share of the effect that is kept there, and nat
+    a token that are left, from which on nothing is gained by going on; both are asked for, since a hundredth of a large
+    effect can still turn answers.
     """
 
     target: Target = Target.COPY
@@ -134,6 +137,7 @@ class _Work:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0)
         self.goal = min(self._alone() * (1 - settings.enough), settings.near)
         self.curve = Curve()
+        self.slower = 1.0  # of the learning rate
 
     def run(self, watch: Watch) -> dict[str, LowRank]:
         best, kept, last = math.inf, self._copy(), 0
@@ -144,11 +148,21 @@ class _Work:
                 watch(step, self.settings.steps, now)
                 if now < best:
                     best, kept, last, self.curve.best = now, self._copy(), len(self.curve.watched), step
+                else:
+                    self._step_back(kept)
                 if now <= self.goal or len(self.curve.watched) - last >= self.settings.patience:
                     break
             if step < self.settings.steps:
                 self.curve.losses.append(self._take(step))
         return kept
+
+    @torch.no_grad()
+    def _step_back(self, best: Mapping[str, LowRank]) -> None:
+        """Go on from the best weights in smaller steps: near its goal a usual step leads away from it."""
+        self.slower *= SLOWER
+        for name, one in self.deltas.items():
+            one.A.copy_(best[name].A)
+            one.B.copy_(best[name].B)
 
     @torch.no_grad()
     def _copy(self) -> dict[str, LowRank]:
@@ -188,7 +202,7 @@ class _Work:
 
     def _take(self, step: int) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(step)
+            group["lr"] = self.settings.rate(step) * self.slower
         self.optimizer.zero_grad(set_to_none=True)
         loss = backward(self.model, self._batch(step), self.ids, self.aims)
         if not math.isfinite(loss):
