@@ -31,7 +31,7 @@ from pocketgem.model.low_rank import places
 from pocketgem.rebase.capsule import Capsule, load_capsule, save_capsule
 from pocketgem.rebase.distill import Settings, Target, backward, distill, lengths_of
 from pocketgem.rebase.divergence import bucketed, divergence, rows_of
-from pocketgem.rebase.judge import Judge, Limits, token_f1
+from pocketgem.rebase.judge import Candidate, Judge, Limits, Marks, Verdict, better, is_same, token_f1
 from pocketgem.rebase.prompts import OPENING, Given, free_prompts, more_prompts, read_prompts
 from pocketgem.rebase.record import Wishes, record
 from pocketgem.rebase.report import HTML, JSON, MARKDOWN, PICTURES
@@ -280,6 +280,32 @@ def test_distilling_brings_the_old_answers_back(house: Path, capsule: Capsule, t
     assert all(torch.equal(one.A, open_adapter(house / "adapter").deltas[name].A) for name, one in old.items())
     if target is Target.COPY:
         assert judge.measure(deltas).kl < before.kl
+
+
+def test_steps_that_lead_away_are_taken_back(house: Path, capsule: Capsule) -> None:
+    """Each next try begins at the best weights and goes a quarter as far, so it ends nearer to them."""
+    llm, old = load(house, "old"), open_adapter(house / "adapter").deltas  # the very base: there is nothing to gain
+    settings = Settings(steps=5, batch=6, warmup=0, learning_rate=0.3, every=1, patience=9, enough=1.0, near=0.0)
+    deltas, curve = distill(llm.model, capsule, old, settings, lambda done, total, kl: None)
+    looks = [kl for _, kl in curve.watched]
+    assert curve.best == 0
+    assert looks[1] > 10 * looks[0]
+    assert looks[5] < 0.1 * looks[1]
+    assert all(torch.equal(deltas[name].B, one.B) for name, one in old.items())
+
+
+def test_weights_that_pass_but_answer_otherwise_meet_new_ones() -> None:
+    def candidate(kept: float, match: float, accepted: bool = True) -> Candidate:
+        return Candidate(Marks(0.1, kept, match, match, 32), Verdict(accepted, ()))
+
+    old, new = candidate(0.99, 0.9), candidate(0.995, 0.95)
+    assert not is_same(old, Limits(), consistency=1.0)
+    assert is_same(old, Limits(), consistency=0.92)
+    assert not is_same(candidate(0.99, 1.0, accepted=False), Limits(), consistency=0.9)
+    assert better(old, new) is new
+    assert better(new, old) is new
+    assert better(old, candidate(1.0, 1.0, accepted=False)) is old
+    assert better(candidate(0.5, 0.5, accepted=False), candidate(0.6, 0.6, accepted=False)) is None
 
 
 def test_settings_are_checked() -> None:
