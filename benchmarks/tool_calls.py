@@ -1,6 +1,6 @@
 """Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
 
-    python -m benchmarks.tool_calls data FOLDER                      train, more, choose, valid and held_out.jsonl
+    python -m benchmarks.tool_calls data FOLDER                      train, more, choose, last, valid and held_out.jsonl
     python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
 
 All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
@@ -28,7 +28,11 @@ from pocketgem.llm import LLM
 NONE = "None of my tools can do that."
 SHARE_NONE, SHARE_RESULT = 0.1, 0.1  # of the examples: no tool serves; a tool has answered and its result is to be told
 MORE_NONE = 0.3  # in what is trained on second: the first training learned to call, and never to refuse
-COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "valid": 80, "held_out": 400}
+LAST_NONE = 0.15  # in what is trained on last, in more words: what was learned from equal shares refuses too much
+BEFORE = ("Please", "Hey,", "OK,", "Hi,", "Could you help me:", "Listen:", "Now", "So,", "Well,", "One thing:")
+AFTER = ("please", "now", "thanks", "for me", "if you can", "right away", "will you", "as soon as possible", "ok?", "!")
+DECORATED = 0.6  # of the last training's requests
+COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "last": 2400, "valid": 80, "held_out": 400}
 
 # Values of texts. Every fourth is held out.
 VALUES = {
@@ -170,13 +174,22 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
         new_wordings = name == "held_out" and index % 2 == 1
         split = Split(held_out=name == "held_out", new_wordings=new_wordings)
         one, dice = _example(rng, split), rng.random()
-        none = MORE_NONE if name == "more" else SHARE_NONE
+        if name == "last" and rng.random() < DECORATED:
+            one["messages"][0]["content"] = _decorated(one["messages"][0]["content"], rng)
+        none = {"more": MORE_NONE, "last": LAST_NONE}.get(name, SHARE_NONE)
         if dice < none:
             yield _without(one, rng) | {"kind": "no tool"}
         elif dice < none + SHARE_RESULT:
             yield _answered(one, rng) | {"kind": "result"}
         else:
             yield one | {"kind": "new wording" if new_wordings else "call"}
+
+
+def _decorated(text: str, rng: random.Random) -> str:
+    """The same request with words around it that change nothing."""
+    if rng.random() < 0.5:
+        return f"{rng.choice(BEFORE)} {text[0].lower()}{text[1:]}"
+    return f"{text} {rng.choice(AFTER)}"
 
 
 def _choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:

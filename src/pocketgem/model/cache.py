@@ -35,6 +35,14 @@ class Seen(Protocol):
     def visible(self, positions: Tensor, window: int | None, last: Tensor | None = None) -> Tensor | None: ...
 
 
+Places = tuple[int, int, int]  # addresses of the first row's keys and values, bytes from a row to the next
+
+
+def places_of(keys: Tensor, values: Tensor) -> Places:
+    """Of contiguous buffers of one shape. Asked once for each buffer: torch takes a microsecond to say."""
+    return keys.data_ptr(), values.data_ptr(), keys.stride(0) * keys.itemsize
+
+
 @dataclass(slots=True)
 class KeysValues:
     """What one sequence's queries may read in one layer: rows ``begin`` to ``end`` of its buffers.
@@ -47,6 +55,7 @@ class KeysValues:
     begin: int
     end: int
     first: int
+    places: Places | None = None  # None: kernels will not ask often
 
     @property
     def k(self) -> Tensor:
@@ -62,8 +71,8 @@ class KeysValues:
 
     def addresses(self, row: int) -> tuple[int, int]:
         """Where row ``row`` of the buffers begins, in keys and in values. Both are contiguous."""
-        offset = row * self.keys.stride(0) * self.keys.itemsize
-        return self.keys.data_ptr() + offset, self.values.data_ptr() + offset
+        keys, values, size = self.places or places_of(self.keys, self.values)
+        return keys + row * size, values + row * size
 
 
 @dataclass(slots=True)
@@ -91,7 +100,10 @@ class LayerStore:
         self.row = (layer.num_kv_heads, layer.head_dim)
         self.dtype, self.device = dtype, device
         self.room = Room.empty(layer.window, limit)
-        self.k, self.v = self._empty(self.room), self._empty(self.room)
+        self._take(self._empty(self.room), self._empty(self.room))
+
+    def _take(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v, self.places = k, v, places_of(k, v)
 
     def _empty(self, room: Room) -> Tensor:
         return torch.empty((room.capacity, *self.row), dtype=self.dtype, device=self.device)
@@ -115,7 +127,7 @@ class LayerStore:
         if room is not self.room:
             self._move(room, start - oldest)
         used = start - room.first
-        return Slot(KeysValues(self.k, self.v, oldest - room.first, used + count, oldest), used)
+        return Slot(KeysValues(self.k, self.v, oldest - room.first, used + count, oldest, self.places), used)
 
     def _move(self, room: Room, kept: int) -> None:
         """Bring the ``kept`` rows that somebody still sees to the front of buffers as ``room`` has them."""
@@ -126,17 +138,18 @@ class LayerStore:
         else:
             k, v = self._empty(room), self._empty(room)
             k[:kept], v[:kept] = self.k[rows], self.v[rows]
-            self.k, self.v = k, v
+            self._take(k, v)
         self.room = room
 
     def begin(self, first: int, count: int) -> None:
         """Be a store whose first row is at position ``first``, with room for ``count``: for who fills them."""
         self.room = self.room.at(first, count)
-        self.k, self.v = self._empty(self.room), self._empty(self.room)
+        self._take(self._empty(self.room), self._empty(self.room))
 
     def fork(self) -> LayerStore:
         twin = object.__new__(LayerStore)
-        twin.__dict__.update(self.__dict__, k=self.k.clone(), v=self.v.clone())
+        twin.__dict__.update(self.__dict__)
+        twin._take(self.k.clone(), self.v.clone())
         return twin
 
 
