@@ -7,7 +7,7 @@ from enum import StrEnum
 from pocketgem.config import ModelConfig
 from pocketgem.errors import PromptError
 
-HOT_BYTES = 16 << 20  # of rows kept at hand: about 3,000 tokens of an E2B in Q4_0
+HOT_BYTES = 4 << 20  # of rows kept at hand: about 800 tokens of an E2B in Q4_0; the others are a read away
 HOT_EMBEDDINGS = 4 << 20  # bytes of embedding rows kept at hand: some thousands
 
 
