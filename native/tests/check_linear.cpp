@@ -93,12 +93,30 @@ void check_add(const KernelSet& set, const Input& in, const Either& weight, Repo
         "add_linear", report);
 }
 
+// The two calls it stands for, to the bit, however many rows there are.
+void check_mlp(const KernelSet& set, const Input& in, const Mlp& weights, Report& report) {
+    Random random(11);
+    const long width = weights.gate->layout.rows, outputs = weights.down->layout.rows;
+    const std::vector<float> residual = random.floats(in.rows * outputs, 4), post = random.floats(outputs);
+    std::vector<float> inner(static_cast<std::size_t>(in.rows * width)), want(residual.size()), got(residual.size());
+    Kernels k(set, 3);
+    const Changes none[3] = {};
+    geglu_linear(k, in.first(in.rows), *weights.gate, *weights.up, inner.data());
+    add_linear(k, {inner.data(), in.rows, width, nullptr, 0}, *weights.down, post.data(), kEps, 0.5f, residual.data(),
+               want.data());
+    mlp(k, in.first(in.rows), weights, post.data(), kEps, 0.5f, residual.data(), got.data(), none);
+    for (std::size_t i = 0; i < got.size(); ++i)
+        report.expect(same(got[i], want[i]), "mlp: number %zu is %.9g, not %.9g", i, got[i], want[i]);
+}
+
 }  // namespace
 
 void check_linear(const KernelSet& set, Report& report, bool quick) {
     Random random(7);
     const Either weights[3] = {
         {random, "Q4_K", quick ? 150 : 300, kCols}, {random, "Q6_K", 33, kCols}, {random, nullptr, 21, kCols}};
+    const Either wide(random, "Q4_0", 160, kCols), down(random, "Q6_K", 75, 256), short_down(random, "Q4_0", 75, 160);
+    const Either opened(random, "Q5_K", 256, kCols), flat(random, nullptr, 160, kCols);
     const Either gate(random, "Q5_K", 75, kCols), up(random, "Q8_0", 75, kCols), plain(random, nullptr, 75, kCols);
     for (const long rows : {2l, 9l, quick ? 45l : 70l}) {
         const std::vector<float> x = random.floats(rows * kCols, 3);
@@ -111,6 +129,9 @@ void check_linear(const KernelSet& set, Report& report, bool quick) {
         check_gates(set, in, plain, plain, report);
         check_add(set, bare, gate, report);
         check_add(set, bare, plain, report);
+        check_mlp(set, in, {&wide.weight, &wide.weight, &short_down.weight}, report);
+        check_mlp(set, in, {&opened.weight, &opened.weight, &down.weight}, report);
+        check_mlp(set, bare, {&wide.weight, &flat.weight, &short_down.weight}, report);
         for (const Either* weight : {&weights[0], &weights[1], &up, &plain}) check_fine(set, bare, *weight, report);
     }
 }

@@ -17,6 +17,7 @@ from pocketgem.cli.media import budget as budget_of
 from pocketgem.cli.run import effect_text
 from pocketgem.cli.screen import Screen
 from pocketgem.cli.serve_ray import run_replicas, scale_of
+from pocketgem.memory.arena import one_arena
 from pocketgem.memory.place import Place
 from pocketgem.serve.keys import Keys
 from pocketgem.serve.loading import Loader
@@ -171,6 +172,7 @@ def serve_models(
     names = named(models)
     aliases = aliases_of(alias or [], names)
     screen = Screen(quiet=quiet, silent=False)
+    one_arena()  # before torch and the engine start their threads
     from pocketgem.serve.server import address_of, bind  # here: the help does not wait for a web server
 
     sock = bind(host, port)
