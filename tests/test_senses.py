@@ -264,14 +264,18 @@ def test_answers_depend_on_what_is_seen_and_heard_and_are_those_of_a_cold_run(e2
 
 
 def test_logits_of_a_request_behind_anothers_media_are_a_cold_runs(e2b: LLM, tmp_path: Path) -> None:
-    def logprobs(llm: LLM, number: int) -> Any:
+    """To the last bits of float32: some processors' matrix products round otherwise where a prefix was kept and fewer
+    rows come at once. Another picture's rows move these numbers by tenths."""
+
+    def tops(llm: LLM, number: int) -> list[dict[int, float]]:
         found = llm.chat(ask(("image", png(number)), "What?"), temperature=0, max_tokens=3, logprobs=5)
-        return [(one.id, one.logprob, one.top) for one in found.logprobs]
+        return [dict(one.top) for one in found.logprobs]
 
     cold = sensing_llm(tmp_path / "cold", "E2B", kept=0)
-    known = logprobs(cold, 8)
-    logprobs(e2b, 7)
-    assert logprobs(e2b, 8) == known
+    known = tops(cold, 8)
+    others = tops(e2b, 7)
+    assert tops(e2b, 8) == [pytest.approx(one, abs=1e-4) for one in known]
+    assert others != [pytest.approx(one, abs=1e-4) for one in known]
 
 
 def test_towers_can_be_dropped(e2b: LLM) -> None:
