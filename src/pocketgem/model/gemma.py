@@ -173,8 +173,9 @@ class Gemma(nn.Module):
 
     def run(self, inputs: Inputs, step: Step, *, adapters: bool = False) -> Tensor:
         """``forward``, or what takes its place for this step. adapters: whether some of its rows have one."""
-        short = self.shortcut is not None and self.shortcut.takes(step, adapters=adapters)
-        hidden: Tensor = (self.shortcut if self.shortcut is not None and short else self)(inputs, step)
+        if self.shortcut is not None and self.shortcut.takes(step, adapters=adapters):
+            return self.shortcut(inputs, step)
+        hidden: Tensor = self(inputs, step)
         return hidden
 
     def run_layers(self, inputs: Inputs, step: Step) -> Tensor:

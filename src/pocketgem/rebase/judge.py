@@ -129,13 +129,9 @@ class Judge:
         """The gate itself."""
         return verdict(marks, limits, self.consistency)
 
-    def is_same(self, candidate: Candidate, limits: Limits) -> bool:
-        """Whether it answers so much as the old pair did that nothing better need be made."""
-        return is_same(candidate, limits, self.consistency)
-
 
 def is_same(candidate: Candidate, limits: Limits, consistency: float) -> bool:
-    """Whether a candidate passed, and as many of its answers are the old ones as ``limits.same`` asks for."""
+    """Whether a candidate passed, and answers so much as the old pair did that nothing better need be made."""
     return candidate.verdict.accepted and candidate.marks.match >= limits.same * consistency
 
 

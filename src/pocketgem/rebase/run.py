@@ -26,7 +26,7 @@ from pocketgem.llm import LLM
 from pocketgem.model.lora import LowRank
 from pocketgem.rebase.capsule import FILE, Capsule, load_capsule
 from pocketgem.rebase.distill import Curve, Settings, distill
-from pocketgem.rebase.judge import Candidate, Judge, Limits, better
+from pocketgem.rebase.judge import Candidate, Judge, Limits, better, is_same
 from pocketgem.rebase.record import Watch, base_hash
 from pocketgem.rebase.write import experts_of, write_adapter
 
@@ -167,7 +167,7 @@ class _Going:
             bare=bare,
             reuse=reuse,
             consistency=judge.consistency,
-            same=judge.is_same(reuse, self.limits),
+            same=is_same(reuse, self.limits, judge.consistency),
         )
         self.clock.lap("gate")
         return outcome, judge
@@ -188,8 +188,11 @@ class _Going:
         outcome.distilled = self._candidate(judge, deltas)
         self.clock.lap("gate")
         best = better(outcome.reuse, outcome.distilled)
-        outcome.way = None if best is None else "distil" if best is outcome.distilled else "reuse"
-        return {"distil": deltas, "reuse": self.adapter.deltas, None: None}[outcome.way]
+        if best is None:
+            return None
+        is_new = best is outcome.distilled
+        outcome.way = "distil" if is_new else "reuse"
+        return deltas if is_new else self.adapter.deltas
 
     def _distilling(self, done: int, total: int, kl: float) -> None:
         self.watch(f"distil: KL {kl:.3f}", done, total)
