@@ -65,7 +65,7 @@ class Tool:
     name: str
     parameters: Mapping[str, str]  # parameter -> a list of VALUES, or a range of whole numbers "1-90"
     wordings: tuple[str, ...]
-    fixed: Mapping[str, str] | None = None  # what is always said, by parameter
+    also: tuple[str, ...]  # more ways, for what is trained on after the first two times
 
     def declaration(self) -> dict[str, Any]:
         """As OpenAI has it."""
@@ -81,70 +81,123 @@ TOOLS = (
         "Remind me in {minutes} minutes", "Count down {minutes} minutes", "I need a timer of {minutes} minutes",
         "Let me know when {minutes} minutes are over", "{minutes} minutes, go", "Beep after {minutes} minutes",
         "Egg timer, {minutes} minutes",
-        "Give me {minutes} minutes on the clock", "Ring in {minutes} minutes")),
+        "Give me {minutes} minutes on the clock", "Ring in {minutes} minutes"),
+    (
+        "{minutes} minutes from now, ping me", "Time {minutes} minutes for the pasta",
+        "Tell me after {minutes} minutes", "Timer please: {minutes} minutes", "Can you time {minutes} minutes?",
+        "Run a countdown from {minutes} minutes", "I would like to be warned in {minutes} minutes",
+        "Stop me after {minutes} minutes")),
     Tool("set_alarm", {"hour": "0-23", "minute": "10-59"}, (
         "Wake me at {hour}:{minute}", "Set an alarm for {hour}:{minute}", "Alarm at {hour}:{minute} please",
         "I have to get up at {hour}:{minute}", "Can you wake me up at {hour}:{minute}?", "New alarm, {hour}:{minute}",
         "Get me out of bed at {hour}:{minute}", "{hour}:{minute} alarm", "I want to wake up at {hour}:{minute}",
         "Tomorrow I rise at {hour}:{minute}",
-        "Make sure I am awake by {hour}:{minute}", "Please let the alarm go off at {hour}:{minute}")),
+        "Make sure I am awake by {hour}:{minute}", "Please let the alarm go off at {hour}:{minute}"),
+    (
+        "Put the alarm on {hour}:{minute}", "Wake up call at {hour}:{minute}", "At {hour}:{minute} I must be up",
+        "Morning alarm, {hour}:{minute}", "I would like to be woken at {hour}:{minute}",
+        "Get me up by {hour}:{minute}", "Do not let me sleep past {hour}:{minute}",
+        "My alarm should be {hour}:{minute}")),
     Tool("call", {"name": "name"}, (
         "Phone {name}", "Call {name}", "Ring {name} for me", "Give {name} a call", "I want to talk to {name}",
         "Start a call with {name}", "I need to speak with {name}", "Connect me with {name}", "Reach {name} by phone",
-        "Dial {name}", "Get {name} on the line", "Can you put me through to {name}?")),
+        "Dial {name}", "Get {name} on the line", "Can you put me through to {name}?"),
+    (
+        "Telephone {name}", "Make a call to {name}", "Let me speak to {name}", "I would like to ring {name}",
+        "Try {name} on the phone", "Could you phone {name}?", "Start ringing {name}", "A phone call with {name}")),
     Tool("send_message", {"to": "name", "text": "thing"}, (
         "Tell {to} that {text}", "Text {to}: {text}", "Send {to} a message saying {text}", "Write to {to}: {text}",
         "Message {to} that {text}", "Let {to} know that {text}",
         "Say to {to}: {text}", "Please inform {to} that {text}", "A message for {to}: {text}",
         "Give {to} the news that {text}",
-        "Drop {to} a line: {text}", "{to} should hear that {text}")),
+        "Drop {to} a line: {text}", "{to} should hear that {text}"),
+    (
+        "Send this to {to}: {text}", "Can you text {to} that {text}?", "I want {to} to know that {text}",
+        "Pass on to {to} that {text}", "Message for {to}, {text}", "Type to {to}: {text}",
+        "Make {to} aware that {text}", "Report to {to} that {text}")),
     Tool("get_weather", {"city": "city", "day": "day"}, (
         "What is the weather in {city} {day}?", "Will it rain in {city} {day}?", "Weather for {city}, {day}",
         "How warm is it in {city} {day}?", "Do I need a coat in {city} {day}?", "Forecast for {city} {day} please",
         "Is {city} going to be cold {day}?", "Tell me the weather for {day} in {city}", "Rain in {city} {day}?",
         "{city} weather {day}",
-        "Is it going to be sunny in {city} {day}?", "What does the sky look like in {city} {day}?")),
+        "Is it going to be sunny in {city} {day}?", "What does the sky look like in {city} {day}?"),
+    (
+        "How will the weather be in {city} {day}?", "Should I take an umbrella in {city} {day}?",
+        "Is there snow in {city} {day}?", "What temperature will {city} have {day}?",
+        "Check the forecast of {city} for {day}", "I wonder how the weather in {city} is {day}",
+        "Will {city} be windy {day}?", "Can I go without a jacket in {city} {day}?")),
     Tool("play_music", {"artist": "artist"}, (
         "Play something by {artist}", "Put on {artist}", "I want to hear {artist}", "Play {artist}",
         "Start {artist}", "I am in the mood for {artist}", "Can I hear {artist}?", "Turn on some {artist}",
-        "Some {artist} please", "Music by {artist}", "Let us listen to {artist}", "How about a song of {artist}?")),
+        "Some {artist} please", "Music by {artist}", "Let us listen to {artist}", "How about a song of {artist}?"),
+    (
+        "I would love to hear {artist}", "Give me some {artist}", "Could you play {artist}?",
+        "Start a playlist of {artist}", "Time for {artist}", "Put some {artist} on the speakers",
+        "Anything by {artist}, loud", "My evening needs {artist}")),
     Tool("light_on", {"room": "room"}, (
         "Turn on the light in the {room}", "Lights on in the {room}", "Switch the {room} light on",
         "Make it bright in the {room}", "Light in the {room} please", "{room} light on",
         "Brighten the {room}", "The {room} is too dark", "Illuminate the {room}", "I need light in the {room}",
-        "It is dark in the {room}", "I cannot see a thing in the {room}")),
+        "It is dark in the {room}", "I cannot see a thing in the {room}"),
+    (
+        "Can you light up the {room}?", "Put the light on in the {room}", "The {room} needs light",
+        "I want the {room} light on", "Lamp on in the {room}", "Get some light into the {room}",
+        "Please have the {room} lit", "Too little light in the {room}")),
     Tool("light_off", {"room": "room"}, (
         "Turn off the light in the {room}", "Lights off in the {room}", "Switch the {room} light off",
         "Make it dark in the {room}", "No light in the {room} please", "{room} light off",
         "Darken the {room}", "The {room} light is not needed", "Put out the light in the {room}",
         "Shut the {room} light off",
-        "Kill the lights in the {room}", "The {room} can go dark now")),
+        "Kill the lights in the {room}", "The {room} can go dark now"),
+    (
+        "Put the {room} light off", "Can the light in the {room} be off?", "The {room} should be dark",
+        "I want no light in the {room}", "Lamp off in the {room}", "It is too bright in the {room}",
+        "Nobody is in the {room}, lights off", "Stop lighting the {room}")),
     Tool("add_item", {"item": "item", "count": "2-12"}, (
         "Put {count} {item} on the list", "Add {count} {item} to my shopping list", "We need {count} {item}",
         "Buy {count} {item}", "{count} {item} for the list", "Shopping list: {count} {item}",
         "Get {count} {item} from the shop", "{item}, {count} of them, on my list", "Note down {count} {item}",
         "Remember {count} {item}",
-        "We are out of {item}, get {count}", "Do not let me forget {count} {item}")),
+        "We are out of {item}, get {count}", "Do not let me forget {count} {item}"),
+    (
+        "Could you add {count} {item} to the list?", "I have to buy {count} {item}",
+        "Write {count} {item} on the shopping list", "{count} more {item} please", "We should get {count} {item}",
+        "I am going to need {count} {item}", "The list needs {count} {item}", "Please buy {item}, {count} pieces")),
     Tool("navigate", {"place": "place", "city": "city"}, (
         "Take me to the {place} in {city}", "How do I get to the {place} in {city}?", "Drive to the {city} {place}",
         "Directions to the {place} of {city}", "Route to the {place} in {city}", "Navigate to the {city} {place}",
         "Bring me to the {place} in {city}", "Show me the way to the {city} {place}",
         "Where is the {place} in {city}?", "Let us drive to the {place} in {city}",
-        "I want to go to the {place} in {city}", "Which way is the {place} in {city}?")),
+        "I want to go to the {place} in {city}", "Which way is the {place} in {city}?"),
+    (
+        "I have to be at the {place} in {city}", "Guide me to the {city} {place}",
+        "Start the route to the {place} in {city}", "Can you lead me to the {place} in {city}?",
+        "Plan a drive to the {city} {place}", "I am driving to the {place} of {city}",
+        "Get me to the {city} {place}", "Find the {place} in {city} for me")),
     Tool("convert", {"amount": "2-900", "source": "currency", "target": "currency"}, (
         "How much is {amount} {source} in {target}?", "Convert {amount} {source} to {target}",
         "{amount} {source} in {target}", "Change {amount} {source} into {target}",
         "What are {amount} {source} worth in {target}?", "Turn {amount} {source} to {target}",
         "Exchange {amount} {source} for {target}", "{amount} {source}, in {target} please",
         "Give me {amount} {source} as {target}", "How many {target} are {amount} {source}?",
-        "If I have {amount} {source}, how many {target} is that?", "I need the {target} for {amount} {source}")),
+        "If I have {amount} {source}, how many {target} is that?", "I need the {target} for {amount} {source}"),
+    (
+        "What do I get in {target} for {amount} {source}?", "Say {amount} {source} in {target}",
+        "Please change {amount} {source} to {target}", "Calculate {amount} {source} in {target}",
+        "Would you change {amount} {source} to {target}?", "Into {target}: {amount} {source}",
+        "What is the value in {target} of {amount} {source}?", "Work out {amount} {source} as {target}")),
     Tool("create_event", {"title": "title", "day": "day", "hour": "7-21"}, (
         "Put {title} in my calendar {day} at {hour}", "Schedule {title} for {day} at {hour}",
         "I have {title} {day} at {hour}", "New event: {title}, {day}, {hour} o'clock",
         "Plan {title} {day} at {hour} o'clock", "Add {title} to {day} at {hour}",
         "Enter {title} for {day} at {hour}", "{title} is {day} at {hour}", "Calendar: {title} {day} at {hour}",
         "Reserve {hour} o'clock {day} for {title}",
-        "Block {day} at {hour} for {title}", "Do not let me miss {title} {day} at {hour}")),
+        "Block {day} at {hour} for {title}", "Do not let me miss {title} {day} at {hour}"),
+    (
+        "Make an event of {title} {day} at {hour}", "I am going to have {title} {day} at {hour}",
+        "Set up {title} for {day}, {hour} o'clock", "Write {title} in my diary for {day} at {hour}",
+        "There is {title} {day} at {hour}", "Book {title} {day} at {hour}", "On {day} at {hour} comes {title}",
+        "Note {title} {day}, {hour} o'clock")),
 )  # fmt: skip
 RESULTS = ("ok", "done", "12 degrees, rain", "23 degrees and sunny", "not found", "saved", "84.20", "busy", "sent")
 
@@ -153,15 +206,17 @@ RESULTS = ("ok", "done", "12 degrees, rain", "23 degrees and sunny", "not found"
 class Split:
     """Which values and wordings an example may use."""
 
-    held_out: bool
-    new_wordings: bool
+    held_out: bool = False
+    new_wordings: bool = False
+    also: bool = False
 
     def values(self, filler: str) -> list[str]:
         found = VALUES[filler].split("|" if "|" in VALUES[filler] else None)
         return found if filler in CLOSED else [one for i, one in enumerate(found) if (i % 4 == 3) == self.held_out]
 
     def wordings(self, tool: Tool) -> tuple[str, ...]:
-        return tool.wordings[-2:] if self.new_wordings else tool.wordings[:-2]
+        known = tool.wordings[:-2] + (tool.also if self.also else ())
+        return tool.wordings[-2:] if self.new_wordings else known
 
 
 def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
@@ -172,10 +227,10 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
         return
     for index in range(count):
         new_wordings = name == "held_out" and index % 2 == 1
-        split = Split(held_out=name == "held_out", new_wordings=new_wordings)
+        split = Split(held_out=name == "held_out", new_wordings=new_wordings, also=name == "last")
         one, dice = _example(rng, split), rng.random()
-        if name == "last" and rng.random() < DECORATED:
-            one["messages"][0]["content"] = _decorated(one["messages"][0]["content"], rng)
+        if name == "last":
+            one = _decorated(one, rng, DECORATED)
         none = {"more": MORE_NONE, "last": LAST_NONE}.get(name, SHARE_NONE)
         if dice < none:
             yield _without(one, rng) | {"kind": "no tool"}
@@ -185,17 +240,21 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
             yield one | {"kind": "new wording" if new_wordings else "call"}
 
 
-def _decorated(text: str, rng: random.Random) -> str:
-    """The same request with words around it that change nothing."""
-    if rng.random() < 0.5:
-        return f"{rng.choice(BEFORE)} {text[0].lower()}{text[1:]}"
-    return f"{text} {rng.choice(AFTER)}"
+def _decorated(example: dict[str, Any], rng: random.Random, share: float) -> dict[str, Any]:
+    """The same request, in a share of cases with words around it that change nothing."""
+    if rng.random() >= share:
+        return example
+    asked, *rest = example["messages"]
+    text = asked["content"]
+    before = rng.random() < 0.5
+    around = f"{rng.choice(BEFORE)} {text[0].lower()}{text[1:]}" if before else f"{text} {rng.choice(AFTER)}"
+    return example | {"messages": [asked | {"content": around}, *rest]}
 
 
 def _choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     """Each request twice, with the tool that serves it and without: nothing else tells whether to call."""
     for _ in range(count // 2):
-        one = _example(rng, Split(held_out=False, new_wordings=False))
+        one = _decorated(_example(rng, Split(also=True)), rng, DECORATED / 2)
         served = _answered(one, rng) | {"kind": "result"} if rng.random() < SHARE_RESULT else one | {"kind": "call"}
         yield from (served, _without(one, rng) | {"kind": "no tool"})
 
