@@ -429,3 +429,33 @@ def test_a_whole_vocabulary_in_one_row() -> None:
     assert len(keep_top_p(logits.double(), 0.95)) == int(np.searchsorted(np.cumsum(probability), 0.95)) + 1
     assert sorted(keep_top_k(logits, 64).tolist()) == sorted(logits.topk(64).indices.tolist())
     assert choose(logits, temperature=1.0, top_k=64, top_p=0.95).id in logits.topk(64).indices.tolist()
+
+
+@laws
+@given(st.integers(128, 5000), st.integers(1, 12), st.integers(0, 1000), st.sampled_from((1.0, 4.0, 100.0)))
+def test_a_wide_row_is_searched_in_groups_to_the_same_end(extra: int, k: int, seed: int, fineness: float) -> None:
+    """Coarse values have ties at the edge; where much is removed, the k-th largest is minus infinity."""
+    logits = (random_row(128 * k + extra, seed) * fineness).round() / fineness
+    logits[: seed * len(logits) // 1000] = -math.inf
+    for row in (logits, logits.double()):
+        kth = row.sort(descending=True).values[k - 1]
+        assert torch.equal(keep_top_k(row, k), (row >= kth).nonzero().squeeze(1))
+
+
+@pytest.mark.parametrize("width", [0.5, 3.0, 8.0])
+def test_the_nucleus_is_found_among_the_most_probable_or_in_the_whole_row(width: float) -> None:
+    for seed in range(4):
+        logits = random_row(200_000, seed).double() * width
+        for p in (0.0, 0.3, 0.95, 1.0):
+            probability = logits.softmax(0)
+            assert torch.equal(keep_top_p(logits, p), sampler._nucleus(probability, p))
+
+
+@laws
+@given(rows, st.integers(0, 3), st.data())
+def test_the_greedy_choice_is_the_largest_that_is_not_removed(logits: Tensor, made: int, data: Any) -> None:
+    ids = st.frozensets(st.integers(0, len(logits) - 1), max_size=max(0, len(logits) // 2 - 1))
+    suppressed, stops, least = data.draw(ids), data.draw(ids), data.draw(st.integers(0, 3))
+    found = choose(logits, output=(0,) * made, suppress_ids=suppressed, stop_ids=stops, min_tokens=least).id
+    gone = suppressed | (stops if made < least else frozenset())
+    assert found == max((id for id in range(len(logits)) if id not in gone), key=lambda id: (float(logits[id]), -id))
