@@ -459,3 +459,13 @@ def test_the_greedy_choice_is_the_largest_that_is_not_removed(logits: Tensor, ma
     found = choose(logits, output=(0,) * made, suppress_ids=suppressed, stop_ids=stops, min_tokens=least).id
     gone = suppressed | (stops if made < least else frozenset())
     assert found == max((id for id in range(len(logits)) if id not in gone), key=lambda id: (float(logits[id]), -id))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peaks_of_many_rows(dtype: torch.dtype) -> None:
+    """The lowest of equals, None where a value is not finite, in every row by itself."""
+    logits = torch.stack([random_row(300, seed) for seed in range(6)]).round().to(dtype)
+    for row, (at, value) in enumerate(((7, math.nan), (299, math.inf), (0, -math.inf))):
+        logits[row, at] = value
+    expected = [None] * 3 + [int((row == row.max()).nonzero()[0]) for row in logits[3:]]
+    assert sampler.peaks(logits) == expected

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from pocketgem import LLM, FinishReason, PromptError, RunError, SamplingParams
-from pocketgem.engine import decode
+from pocketgem.engine import decode, sampler
 from pocketgem.engine.loop import Engine, Output
 from pocketgem.engine.request import Request, Sampled, Sequence
 from pocketgem.errors import BusyError, StalledError
 from pocketgem.flight import FairLock
 from pocketgem.model.gemma import Gemma
-from pocketgem.service import MAX_UNREAD, ServedRun, Service
+from pocketgem.service import MAX_UNREAD, Bell, ServedRun, Service
 from tests.cli_models import VOCAB, save_model
 
 PATIENCE = 30.0  # seconds before a test that hangs says so
@@ -146,12 +146,13 @@ async def test_logits_that_are_not_numbers_end_one_request(
 ) -> None:
     real = decode._choose
 
-    def spoiled(logits: torch.Tensor, sequence: Any, state: Any) -> Any:
+    def spoiled(logits: torch.Tensor, best: int | None, sequence: Any, state: Any) -> Any:
         if sequence.request.id == "r9" and len(sequence.output_ids) == 3:
             logits = torch.full_like(logits, float("nan"))
+            best = sampler.peaks(logits[None])[0]
         if sequence.request.id == "r10":
             raise KeyError("a fault in somebody's rules")
-        return real(logits, sequence, state)
+        return real(logits, best, sequence, state)
 
     monkeypatch.setattr(decode, "_choose", spoiled)
     *good, spoilt, faulty = await asyncio.gather(
@@ -376,7 +377,8 @@ def test_an_unread_inbox_is_small() -> None:
     """A quarter of a mebibyte at most, whatever is listed beside each token."""
     for alternatives in (0, 1, 20):
         params = SamplingParams(logprobs=alternatives)
-        run = ServedRun(Sequence(Request("r", (5,), params)), asyncio.new_event_loop(), MAX_UNREAD)
+        loop = asyncio.new_event_loop()
+        run = ServedRun(Sequence(Request("r", (5,), params)), Bell(loop), MAX_UNREAD)
         gc.collect()
         tracemalloc.start()
         for id in range(300, 2000):
@@ -388,4 +390,4 @@ def test_an_unread_inbox_is_small() -> None:
         tracemalloc.stop()
         assert run.stalled
         assert size < 256 << 10
-        run._loop.close()
+        loop.close()

@@ -19,9 +19,11 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Self
+from weakref import WeakKeyDictionary
 
 from pocketgem.engine.loop import Output
 from pocketgem.engine.request import FinishReason, Request, Sequence
@@ -43,13 +45,34 @@ class Held:
     kept_bytes: int
 
 
-class ServedRun(Run):
-    """A run that is read in an event loop. ``wake`` tells its reader that something has come, once at a time."""
+class Bell:
+    """Wakes the readers of an event loop: one message to it for all that a step made, not one for each request."""
 
-    def __init__(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, max_unread: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._rung = loop, False
+        self._runs: deque[ServedRun] = deque()
+
+    def ring(self, run: ServedRun) -> None:
+        """Something has come for a run. Any thread."""
+        self._runs.append(run)
+        if not self._rung:
+            self._rung = True
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody will read
+                self._loop.call_soon_threadsafe(self._heard)
+
+    def _heard(self) -> None:
+        self._rung = False  # before a look at what is there: what comes from now on rings again
+        while self._runs:
+            self._runs.popleft().news.set()
+
+
+class ServedRun(Run):
+    """A run that is read in an event loop. ``news``: something has come."""
+
+    def __init__(self, sequence: Sequence, bell: Bell, max_unread: int) -> None:
         super().__init__(sequence)
-        self._loop, self._max_unread = loop, max_unread
-        self._news, self._told = asyncio.Event(), False
+        self.news = asyncio.Event()
+        self._bell, self._max_unread = bell, max_unread
         self._taken = self._given = 0  # outputs and alternatives: a count of each thread's own, so that none is lost
 
     def take(self, output: Output) -> None:
@@ -60,7 +83,7 @@ class ServedRun(Run):
         if self.sequence.error is None:
             self._taken += _weight(output)
             super().take(output)
-            self._tell()
+            self._bell.ring(self)
 
     @property
     def stalled(self) -> bool:
@@ -68,7 +91,7 @@ class ServedRun(Run):
 
     def ended(self) -> None:
         super().ended()
-        self._tell()
+        self._bell.ring(self)
 
     async def next(self) -> Output | None:
         """The next output, None after the last. Raises what ended the run."""
@@ -77,21 +100,11 @@ class ServedRun(Run):
                 if self.sequence.error is not None:
                     raise self.sequence.error
                 return None
-            await self._news.wait()
-            self._news.clear()
+            await self.news.wait()
+            self.news.clear()
         output = self._read = self.inbox.popleft()
         self._given += _weight(output)
         return output
-
-    def _tell(self) -> None:
-        if not self._told:
-            self._told = True
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody will read
-                self._loop.call_soon_threadsafe(self._heard)
-
-    def _heard(self) -> None:
-        self._told = False
-        self._news.set()
 
 
 def _weight(output: Output) -> int:
@@ -141,6 +154,7 @@ class Service:
         self._flights, self._engine = llm.flights, llm.engine
         self._thread = threading.Thread(target=self._drive, name="pocketgem-engine", daemon=True)
         self._wake, self._closing, self._stopped = threading.Event(), False, False
+        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = WeakKeyDictionary()
         self._runs: set[ServedRun] = set()  # of the engine's thread
         self._arriving = self._arrived = 0  # counts: of the loop's thread, and of the engine's
         self._quiet_since = time.monotonic()  # when a step ended, or work came to an idle engine
@@ -162,7 +176,8 @@ class Service:
         request = self.llm.checked(request)
         if (waiting := self.waiting) >= self.max_waiting:
             raise BusyError(f"{waiting} requests wait for their turn already; try again later")
-        run = ServedRun(Sequence(request), asyncio.get_running_loop(), self.max_unread)
+        loop = asyncio.get_running_loop()
+        run = ServedRun(Sequence(request), self._bells.setdefault(loop, Bell(loop)), self.max_unread)
         self._arriving += 1
         self._flights.order(lambda: self._enter(run))
         self._wake.set()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pocketgem.engine.request import Sampled, Sequence
-from pocketgem.engine.sampler import sample
+from pocketgem.engine.sampler import peaks, sample
 from pocketgem.engine.scheduler import Turn
 from pocketgem.engine.scoring import score_rows
 from pocketgem.errors import PocketgemError, RunError
@@ -74,9 +74,10 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         if any(turn.sequence.request.params.prompt_logprobs is not None for turn in turns):
             hidden = _scored(model, hidden, wanted, turns, states, worn)
         with worn.ends([_samples(turn) for turn in turns]):
-            rows = iter(model.logits(hidden)) if len(hidden) else iter(())
+            logits = model.logits(hidden) if len(hidden) else hidden
+        rows = iter(zip(logits, peaks(logits), strict=True)) if len(hidden) else iter(())
         return [
-            _sample(model, next(rows), turn, state) if _samples(turn) else None
+            _sample(model, *next(rows), turn, state) if _samples(turn) else None
             for turn, state in zip(turns, states, strict=True)
         ]
 
@@ -203,11 +204,11 @@ def _coming(turns: Seq[Turn]) -> list[int]:
     return ids
 
 
-def _sample(model: Gemma, logits: torch.Tensor, turn: Turn, state: State) -> Sampled | None:
+def _sample(model: Gemma, logits: torch.Tensor, best: int | None, turn: Turn, state: State) -> Sampled | None:
     if turn.sequence.error is not None:
         return None
     try:
-        sampled = _choose(logits, turn.sequence, state)
+        sampled = _choose(logits, best, turn.sequence, state)
     except Exception as error:
         turn.sequence.error = error if isinstance(error, PocketgemError) else failure(turn.sequence, error)
         return None
@@ -223,7 +224,7 @@ def failure(sequence: Sequence, error: Exception) -> RunError:
     return found
 
 
-def _choose(logits: torch.Tensor, sequence: Sequence, state: State) -> Sampled:
+def _choose(logits: torch.Tensor, best: int | None, sequence: Sequence, state: State) -> Sampled:
     request = sequence.request
     guide = request.guide
     sampled = sample(
@@ -233,6 +234,7 @@ def _choose(logits: torch.Tensor, sequence: Sequence, state: State) -> Sampled:
         output_ids=sequence.output_ids,
         generator=state.generator,
         allowed=None if guide is None else guide.allowed(),
+        best=best,
     )
     if guide is not None:
         guide.push(sampled.id)

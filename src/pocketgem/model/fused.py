@@ -210,6 +210,17 @@ class FusedPerLayerInputs(nn.Module):
         return vectors
 
 
+class FusedNorm(nn.Module):
+    """``layers.RMSNorm`` in one call."""
+
+    def __init__(self, plain: RMSNorm, compute: Compute) -> None:
+        super().__init__()
+        self.weight, self.eps, self.compute = plain.weight, plain.eps, compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute.norm(x.contiguous(), Norm(self.weight, self.eps))
+
+
 class FusedSoftCap(nn.Module):
     """``layers.SoftCap`` on all threads."""
 
@@ -224,6 +235,7 @@ class FusedSoftCap(nn.Module):
 def fuse(model: Gemma, compute: Compute) -> None:
     """Put fused layers, or fused parts of layers, in the places of the plain ones. Every linear must be packed."""
     model.cache_dtype = torch.bfloat16
+    model.norm = FusedNorm(model.norm, compute)  # type: ignore[assignment]  # same call
     if model.per_layer is not None:
         model.per_layer = FusedPerLayerInputs(model.per_layer, compute)  # type: ignore[assignment]  # same call
     if model.softcap is not None:
