@@ -28,6 +28,7 @@ WORDS = ("river", "stone", "window", "garden", "letter", "market", "winter", "en
 SAMPLE_SECONDS = 1.0
 FLAT = 0.03  # of resident memory, from the end of the first third on
 FREED_SECONDS = 0.25
+PLACES = 16  # of a scheduler, where nobody says otherwise
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Load:
     leave: float
     prompts: list[dict[str, Any]]
     tokens: int
+    rounds: int = 1
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Seen:
     crossed: int = 0
     memory: list[tuple[float, int]] = field(default_factory=list)
     seconds: float = 0.0
+    tokens: int = 0  # that came within them
 
 
 def bodies(count: int, numbers: int, tokens: int) -> list[dict[str, Any]]:
@@ -71,18 +74,19 @@ async def alone(server: Served, load: Load) -> list[Heard]:
 
 
 async def together(server: Served, load: Load, expected: list[Heard]) -> Seen:
-    seen, began = Seen(), time.monotonic()
-    end = began + load.seconds
+    """The load for one round. What is written after its end, by fewer and fewer streams, is not counted."""
+    seen, began = Seen(seconds=load.seconds / load.rounds), time.perf_counter()
+    end = began + seen.seconds
     watch = asyncio.ensure_future(_watch(server, seen, began))
     await asyncio.gather(*(_visitor(server, load, expected, seen, number, end) for number in range(load.streams)))
-    seen.seconds = time.monotonic() - began
+    seen.tokens = sum(one.began + when <= end for one in (*seen.whole, *seen.left) for when in one.times)
     watch.cancel()
     return seen
 
 
 async def _visitor(server: Served, load: Load, expected: list[Heard], seen: Seen, number: int, end: float) -> None:
     dice = random.Random(number)
-    while time.monotonic() < end:
+    while time.perf_counter() < end:
         which = dice.randrange(len(load.prompts))
         leave_after = dice.randrange(load.tokens) if dice.random() < load.leave else None
         heard = await stream(f"{server.url}/v1/completions", load.prompts[which], leave_after=leave_after)
@@ -99,8 +103,27 @@ async def _visitor(server: Served, load: Load, expected: list[Heard], seen: Seen
 
 async def _watch(server: Served, seen: Seen, began: float) -> None:
     while True:
-        seen.memory.append((time.monotonic() - began, server.rss()))
+        seen.memory.append((time.perf_counter() - began, server.rss()))
         await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def rate(seen: Seen) -> float:
+    """Tokens a second, of streams that were left too: numbers, of which every token is a piece."""
+    return seen.tokens / seen.seconds
+
+
+def joined(rounds: list[Seen]) -> Seen:
+    """All rounds as if they had been one."""
+    found = Seen()
+    for seen in rounds:
+        found.whole += seen.whole
+        found.left += seen.left
+        found.problems += seen.problems
+        found.crossed += seen.crossed
+        found.memory += [(found.seconds + when, size) for when, size in seen.memory]
+        found.seconds += seen.seconds
+        found.tokens += seen.tokens
+    return found
 
 
 def growth(memory: list[tuple[float, int]]) -> float:
@@ -162,7 +185,6 @@ async def freed(server: Served, load: Load, times: int) -> dict[str, list[float]
 
 def figures(seen: Seen) -> dict[str, Any]:
     gaps = [gap for heard in (*seen.whole, *seen.left) for gap in heard.gaps]
-    tokens = sum(heard.tokens or len(heard.times) for heard in seen.whole) + sum(len(one.times) for one in seen.left)
     first = [heard.times[0] for heard in (*seen.whole, *seen.left) if heard.times]
     sizes = [size for _, size in seen.memory]
     return {
@@ -172,7 +194,7 @@ def figures(seen: Seen) -> dict[str, Any]:
         "problems": len(seen.problems),
         "first_problems": seen.problems[:3],
         "crossed": seen.crossed,
-        "tokens_per_second": round(tokens / seen.seconds, 2),
+        "tokens_per_second": round(rate(seen), 2),
         "first_token_ms": in_ms(first),
         "between_tokens_ms": in_ms(gaps),
         "rss_mb": [round(min(sizes) / 1e6, 1), round(max(sizes) / 1e6, 1)],
@@ -185,13 +207,19 @@ async def ours(args: argparse.Namespace, load: Load) -> dict[str, Any]:
     with served(args.model, *options, *args.option) as server:
         expected = await alone(server, load)
         solo = [gap for heard in expected for gap in heard.gaps]
-        seen = await together(server, load, expected)
+        rounds, bench = [], []
+        for _ in range(load.rounds):
+            if args.bench:  # beside each round, as the machine is then
+                bench.append(await asyncio.to_thread(batch_figure, args, load.streams))
+            rounds.append(await together(server, load, expected))
+        seen = joined(rounds)
         left_over = await settled(server)
         again = await alone(server, load)
         times = await freed(server, load, args.disconnects)
         changed = sum(one.text != other.text for one, other in zip(expected, again, strict=True))
         return {
             **figures(seen),
+            **beside(rounds, bench),
             "alone_between_tokens_ms": in_ms(solo),
             "held_afterwards": left_over,
             "changed_afterwards": changed,
@@ -202,7 +230,7 @@ async def ours(args: argparse.Namespace, load: Load) -> dict[str, Any]:
 
 async def llama(args: argparse.Namespace, load: Load) -> dict[str, Any]:
     """llama-server on the same file, as many slots as we have places."""
-    slots = min(load.streams, 16)
+    slots = min(load.streams, PLACES)
     command = [args.vs_llama_server, "-m", args.llama_model or args.model, "-c", str(args.context * slots), "-np",
                str(slots), "--host", "127.0.0.1", "-t", str(args.threads or os.cpu_count())]  # fmt: skip
     os.environ["LD_LIBRARY_PATH"] = str(Path(args.vs_llama_server).resolve().parent)
@@ -217,11 +245,24 @@ async def llama(args: argparse.Namespace, load: Load) -> dict[str, Any]:
         return {**figures(seen), "alone_between_tokens_ms": in_ms(solo)}
 
 
-def batch_figure(args: argparse.Namespace, streams: int) -> Any:
-    """What ``pocketgem bench`` makes of as many conversations side by side as the server runs at once."""
+def batch_figure(args: argparse.Namespace, streams: int) -> float:
+    """Tokens a second that ``pocketgem bench`` makes of as many conversations as the server runs at once."""
+    sequences = str(min(streams, PLACES))
     command = [sys.executable, "-m", "pocketgem", "bench", args.model, "--prefill", "64", "--depth", "64", "--decode",
-               "64", "--sequences", str(min(streams, 16)), "--runs", "1", "--json"]  # fmt: skip
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+               "64", "--sequences", sequences, "--runs", "1", "--json"]  # fmt: skip
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    row = next(row for row in found["rows"] if row["row"] == f"{sequences} sequences")
+    return float(row["decode_tokens_per_s"])
+
+
+def beside(rounds: list[Seen], bench: list[float]) -> dict[str, Any]:
+    """What share of ``bench``'s figure the server reaches, round by round."""
+    if not bench:
+        return {}
+    shares = sorted(rate(seen) / figure for seen, figure in zip(rounds, bench, strict=True))
+    rates = {"round_tokens_per_second": [round(rate(seen), 1) for seen in rounds], "bench_tokens_per_second": bench}
+    spread = [round(shares[0], 3), round(shares[-1], 3)]
+    return {**rates, "share_of_bench": round(shares[len(shares) // 2], 3), "share_of_bench_spread": spread}
 
 
 def broken(found: dict[str, Any]) -> list[str]:
@@ -246,19 +287,18 @@ def main() -> None:
     parser.add_argument("--disconnects", type=int, default=100)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--option", action="append", default=[], help="one more word for pocketgem serve; repeatable")
-    parser.add_argument("--bench", action="store_true", help="run pocketgem bench too")
+    parser.add_argument("--bench", action="store_true", help="run pocketgem bench too, before each round")
+    parser.add_argument("--rounds", type=int, default=1, help="parts of the minutes")
     parser.add_argument("--vs-llama-server", metavar="PATH")
     parser.add_argument("--llama-model", metavar="FILE", help="where MODEL is no file that llama-server can open")
     args = parser.parse_args()
     prompts = bodies(args.prompts, args.numbers, args.tokens)
-    load = Load(args.streams, 60 * args.minutes, args.leave, prompts, args.tokens)
+    load = Load(args.streams, 60 * args.minutes, args.leave, prompts, args.tokens, args.rounds)
     if args.threads:
         args.option += ["--threads", str(args.threads)]
     found: dict[str, Any] = {"streams": args.streams, "tokens": args.tokens, "ours": asyncio.run(ours(args, load))}
     if args.vs_llama_server:
         found["llama_server"] = asyncio.run(llama(args, load))
-    if args.bench:
-        found["bench"] = batch_figure(args, args.streams)
     found["broken"] = broken(found["ours"])
     print(json.dumps(found))
     sys.exit(1 if found["broken"] else 0)

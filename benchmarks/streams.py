@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Heard:
-    """What came of one stream. ``times``: when each piece came, in seconds from the request."""
+    """What came of one stream. ``times``: when each piece came, in seconds from the request, which ``began`` then."""
 
+    began: float = 0.0
     text: str = ""
     times: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -28,7 +29,7 @@ class Heard:
 
 async def stream(url: str, body: Mapping[str, object], *, leave_after: int | None = None) -> Heard:
     """Ask for a completion and read it to its end, or close the connection after so many pieces (0: at once)."""
-    heard, began = Heard(), time.perf_counter()
+    heard = Heard(began=time.perf_counter())
     try:
         reader, writer = await ask(url, {**body, "stream": True, "stream_options": {"include_usage": True}})
     except OSError as error:
@@ -44,7 +45,7 @@ async def stream(url: str, body: Mapping[str, object], *, leave_after: int | Non
             if not line:
                 heard.problem = "the stream broke off"
                 return heard
-            if line.startswith(b"data: ") and _note(heard, line[6:], began):
+            if line.startswith(b"data: ") and _note(heard, line[6:]):
                 return heard
         heard.left = True
         return heard
@@ -67,7 +68,7 @@ async def ask(
     return reader, writer
 
 
-def _note(heard: Heard, data: bytes, began: float) -> bool:
+def _note(heard: Heard, data: bytes) -> bool:
     """One event; whether it was the last."""
     if data.startswith(b"[DONE]"):
         return True
@@ -80,7 +81,7 @@ def _note(heard: Heard, data: bytes, began: float) -> bool:
     for choice in event["choices"]:
         heard.text += choice["text"]
         if choice["text"]:
-            heard.times.append(time.perf_counter() - began)
+            heard.times.append(time.perf_counter() - heard.began)
     return False
 
 

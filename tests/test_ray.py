@@ -184,6 +184,12 @@ def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:
         wait_for(lambda: sum(running(http)) == 0)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads Linux's table of processes")
+def test_a_replica_has_one_heap(cluster: Cluster) -> None:
+    found = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in replicas_of(cluster)]
+    assert [b"MALLOC_ARENA_MAX=1" in variables for variables in found] == [True, True]
+
+
 def running(http: httpx.Client) -> list[float]:
     return [float(value) for value in re.findall(r"pocketgem_running\{.*\} (\S+)", http.get("/metrics").text)]
 

@@ -24,6 +24,7 @@ ROUTER = "pocketgem.serve.ray_router.AffineRouter"
 OBJECT_STORE = 256 << 20  # bytes; large requests pass through it
 STATE_SECONDS = 5.0  # for a replica to say how it is
 HEALTH_SECONDS = 10.0  # between looks of Ray at a replica
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}  # see memory/arena.py; Ray starts threads before a replica's first line runs
 SPARE = 64  # requests of a replica beside those the guard lets in: they never wait in Ray
 
 
@@ -152,7 +153,7 @@ def _deploy(plan: Plan, scale: Scale, name: str) -> Any:
         Replica,
         name="Replica",
         num_replicas=scale.replicas,
-        ray_actor_options={"num_cpus": scale.threads or 1, "num_gpus": cards},
+        ray_actor_options={"num_cpus": scale.threads or 1, "num_gpus": cards, "runtime_env": {"env_vars": ONE_ARENA}},
         max_ongoing_requests=plan.settings.max_requests + SPARE,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=max(1.0, plan.settings.drain_seconds),
