@@ -27,15 +27,11 @@ from pocketgem.adapters.manifest import MANIFEST, Manifest, read_manifest, to_js
 from pocketgem.adapters.peft import CONFIG, WEIGHTS
 from pocketgem.checkpoint.durable import new_folder, refusal, sweep_folder, sync_folder, write_file
 from pocketgem.checkpoint.load import read_json
+from pocketgem.checkpoint.lock import lock
 from pocketgem.checkpoint.manifest import sha256_of
 from pocketgem.checkpoint.save_safetensors import write_synced
 from pocketgem.config.fields import Fields
 from pocketgem.errors import CheckpointError, FormatError, InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: renames still keep every file whole, but two writers may lose one's history
-    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
 KEPT = (TEMPLATE, TOKENS, "README.md", "run.json")  # copied beside weights, config, manifest and capsule
 MOST_HISTORY = 1000  # entries of a name; the oldest are forgotten
@@ -236,8 +232,7 @@ class Registry:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
             descriptor = os.open(self.folder / "lock", flags, 0o666)
             try:
-                if fcntl is not None:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)  # without locks renames still keep every file whole, but one's history may be lost
                 yield
             finally:
                 os.close(descriptor)

@@ -17,12 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from pocketgem.checkpoint.lock import HAS_LOCKS, lock
 from pocketgem.errors import CheckpointError, PocketgemError, RunError
-
-try:
-    import fcntl
-except ImportError:  # Windows, which refuses to remove an open file: that serves as the lock
-    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -63,14 +59,14 @@ class Temporary:
 
     def publish(self) -> None:
         """Give it the target's name, and bring that to the disk."""
-        if fcntl is None:  # Windows renames no open file
+        if not HAS_LOCKS:  # Windows renames no open file
             self._unlock()
         os.replace(self.path, self.target)
         sync_folder(self.target.parent)
 
     def close(self) -> None:
         """Take away what was not published."""
-        if fcntl is None:
+        if not HAS_LOCKS:
             self._unlock()
         with contextlib.suppress(OSError):  # published: it has another name now
             _remove(self.path)
@@ -180,12 +176,12 @@ def _sweep(folder: Path, names: str) -> None:
     ours = re.compile(rf"\.{names}\.\d+\.[0-9a-f]{{8}}\.tmp")
     for path in [path for path in folder.iterdir() if ours.fullmatch(path.name)]:
         with contextlib.suppress(OSError):  # locked, or gone already
-            if fcntl is None:
+            if not HAS_LOCKS:  # Windows refuses to remove an open file: that serves as the lock
                 _remove(path)
                 continue
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(descriptor, wait=False)
                 _remove(path)
             finally:
                 os.close(descriptor)
@@ -231,9 +227,8 @@ def _make_folder(target: Path) -> tuple[int, Path]:
 
 def _locked(descriptor: int) -> bool:
     """Lock it for this process; False, and closed, if another process has swept it before that."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps either
+        lock(descriptor)
     if os.fstat(descriptor).st_nlink > 0:
         return True
     os.close(descriptor)

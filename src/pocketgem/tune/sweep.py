@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pocketgem.checkpoint.lock import lock
 from pocketgem.errors import InputError, PocketgemError, RunError, WeightsError
 from pocketgem.llm import LLM
 from pocketgem.tune.data import Example
@@ -30,11 +31,6 @@ from pocketgem.tune.sweep_tried import Tried
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
 JOURNAL, TRIALS = "study.journal", "trials"
 CHECKS = 10  # looks at the score in a run, at the same shares of each
@@ -296,8 +292,7 @@ def _mend(path: Path) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("a") as file:
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), wait=False)
         except OSError:
             raise InputError(f"{folder}: another process works on this sweep") from None
         yield
