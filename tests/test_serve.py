@@ -22,7 +22,7 @@ from pocketgem.engine.request import FinishReason, Request, Sampled, SamplingPar
 from pocketgem.serve.keys import Keys
 from pocketgem.serve.models import Source
 from pocketgem.serve.settings import Settings
-from pocketgem.service import ServedRun
+from pocketgem.service import Bell, ServedRun
 from tests.cli_models import TEMPLATE, save_model
 from tests.scripted import Script, scripted_llm
 from tests.serving import Running, events_of, post_head, running, wait_for
@@ -346,7 +346,7 @@ def test_the_log_tells_what_happened_and_not_what_was_said(server: Running) -> N
 async def test_an_answer_is_over_when_its_last_token_was_read_not_when_it_was_made() -> None:
     """The engine ends a sequence a moment before its last output arrives: who reads meanwhile must not stop there."""
     sequence = Sequence(Request("r", (5,), SamplingParams()))
-    run = ServedRun(sequence, asyncio.get_running_loop(), 100)
+    run = ServedRun(sequence, Bell(asyncio.get_running_loop()), 100)
     run.take(Output(sequence, Sampled(7, None, ())))
     assert await run.next() is not None
     sequence.finish = FinishReason.LENGTH

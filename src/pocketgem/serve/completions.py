@@ -83,8 +83,6 @@ class Answering:
             "created": int(time.time()),
             "model": desk.loaded.asked,
         }
-        self._gate = asyncio.Semaphore(SIDE_BY_SIDE)
-        self._news: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
 
     def begin(self) -> None:
         """Hand in what fits: a full queue is told before the answer begins."""
@@ -115,31 +113,47 @@ class Answering:
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
         """What comes, of any choice, in the order in which it comes."""
-        tasks = [asyncio.ensure_future(self._run(choice)) for choice in self.choices]
+        if len(self.choices) > 1:
+            async with aclosing(self._side_by_side()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        else:  # without a task between: it would wake up for every token
+            for choice in self.choices:
+                async with aclosing(self._of(choice)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+
+    async def _side_by_side(self) -> AsyncGenerator[Chunk]:
+        gate, news = asyncio.Semaphore(SIDE_BY_SIDE), asyncio.Queue[Chunk | Exception]()
+        tasks = [asyncio.ensure_future(self._tell(choice, gate, news)) for choice in self.choices]
         left = len(tasks)
         try:
             while left:
-                news = await self._news.get()
-                if isinstance(news, Exception):
-                    raise news
-                left -= news.finish is not None
-                yield news
+                one = await news.get()
+                if isinstance(one, Exception):
+                    raise one
+                left -= one.finish is not None
+                yield one
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, choice: Choice) -> None:
+    async def _tell(self, choice: Choice, gate: asyncio.Semaphore, news: asyncio.Queue[Chunk | Exception]) -> None:
         try:
-            async with self._gate:
-                if choice.run is None:
-                    choice.run = self.desk.submit(choice.request)
-                async with aclosing(self.desk.pieces(choice.run)) as pieces:
-                    async for piece, prompt in pieces:
-                        if (chunk := _chunk_of(choice, piece, prompt)) is not None:
-                            self._news.put_nowait(chunk)
+            async with gate, aclosing(self._of(choice)) as chunks:
+                async for chunk in chunks:
+                    news.put_nowait(chunk)
         except Exception as error:
-            self._news.put_nowait(error)
+            news.put_nowait(error)
+
+    async def _of(self, choice: Choice) -> AsyncGenerator[Chunk]:
+        if choice.run is None:
+            choice.run = self.desk.submit(choice.request)
+        async with aclosing(self.desk.pieces(choice.run)) as pieces:
+            async for piece, prompt in pieces:
+                if (chunk := _chunk_of(choice, piece, prompt)) is not None:
+                    yield chunk
 
     def _choice(self, choice: Choice) -> dict[str, object]:
         lists = choice.lists if self.wanted.logprobs is not None else None
