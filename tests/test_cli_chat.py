@@ -45,6 +45,14 @@ Progress = Callable[[int, int], None]
 STATS = Stats(prompt_tokens=7, reused_tokens=2, completion_tokens=3, prefill_seconds=0.5, decode_seconds=0.25)
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A program that was started in the background of a script, as tests may be, ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Scripted:
     """A model that says what the test wants: each answer is a list of events, or of errors to raise in their place."""
 

@@ -17,7 +17,7 @@ from pocketgem.serve.keys import Keys
 from pocketgem.serve.settings import Settings
 from tests.cli_models import save_model
 from tests.scripted import Script, scripted_llm
-from tests.serving import Running, running
+from tests.serving import Running, running, wait_for
 
 sync_api = pytest.importorskip("playwright.sync_api", reason='needs pip install "pocketgem[dev]"')
 expect = sync_api.expect
@@ -132,8 +132,7 @@ def test_a_stopped_answer_ends_at_once_and_frees_the_model(page: Any, server: Ru
         page.keyboard.press("Escape")
         expect(page.locator("#send")).to_be_visible()
         expect(answers(page).locator(".meta")).to_contain_text("stopped")
-        page.wait_for_timeout(200)
-        assert server.idle()
+        wait_for(server.idle)
     finally:
         scripted.model.script.usual = "I have no script for this."
     text = answers(page).locator(".body").inner_text()
