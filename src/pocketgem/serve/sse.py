@@ -60,23 +60,43 @@ class Box:
         self.closed = True
         self._news.set()
 
-    async def take(self, patience: float) -> bytes | None:
-        """What waits, several frames together; a comment after ``patience`` seconds of nothing; None at the end."""
+    async def take(self) -> bytes | None:
+        """What waits, several frames together; None at the end."""
         while not self._frames:
             if self.closed:
                 return None
             self._news.clear()
-            try:
-                async with asyncio.timeout(patience):
-                    await self._news.wait()
-            except TimeoutError:
-                return COMMENT
+            await self._news.wait()
         taken = [self._frames.popleft()]
         while self._frames and sum(map(len, taken)) + len(self._frames[0]) <= WRITE_BYTES:
             taken.append(self._frames.popleft())
         data = b"".join(taken)
         self.size -= len(data)
         return data
+
+
+class Pulse:
+    """Puts a comment into a box from which nothing was taken for so many seconds: one timer, not one for each frame."""
+
+    def __init__(self, box: Box, seconds: float) -> None:
+        self._box, self._seconds, self._loop = box, seconds, asyncio.get_running_loop()
+        self.beat()
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def beat(self) -> None:
+        """Something was taken."""
+        self._last = self._loop.time()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left = self._last + self._seconds - self._loop.time()
+        if left <= 0:
+            left = self._seconds
+            if not self._box.size:  # else its reader is slow, not its writer
+                self._box.put(COMMENT)
+        self._timer = self._loop.call_later(left, self._look)
 
 
 class EventStream(Response):
@@ -119,6 +139,11 @@ class EventStream(Response):
 
     async def _write(self, box: Box, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        while (data := await box.take(self.comment_seconds)) is not None:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        pulse = Pulse(box, self.comment_seconds)
+        try:
+            while (data := await box.take()) is not None:
+                pulse.beat()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            pulse.stop()
         await send({"type": "http.response.body"})
