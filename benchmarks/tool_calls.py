@@ -1,6 +1,6 @@
 """Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
 
-    python -m benchmarks.tool_calls data FOLDER                      train, more, choose, last, valid and held_out.jsonl
+    python -m benchmarks.tool_calls data FOLDER     train, more, choose, last, end, valid and held_out.jsonl
     python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
 
 All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
@@ -31,8 +31,9 @@ MORE_NONE = 0.3  # in what is trained on second: the first training learned to c
 LAST_NONE = 0.15  # in what is trained on last, in more words: what was learned from equal shares refuses too much
 BEFORE = ("Please", "Hey,", "OK,", "Hi,", "Could you help me:", "Listen:", "Now", "So,", "Well,", "One thing:")
 AFTER = ("please", "now", "thanks", "for me", "if you can", "right away", "will you", "as soon as possible", "ok?", "!")
-DECORATED = 0.6  # of the last training's requests
-COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "last": 2400, "valid": 80, "held_out": 400}
+DECORATED = 0.6  # of the last trainings' requests
+DECORATED_LAST = ("last", "end")  # "end" has as many refusals as what is held out
+COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "last": 2400, "end": 2400, "valid": 80, "held_out": 400}
 
 # Values of texts. Every fourth is held out.
 VALUES = {
@@ -227,9 +228,9 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
         return
     for index in range(count):
         new_wordings = name == "held_out" and index % 2 == 1
-        split = Split(held_out=name == "held_out", new_wordings=new_wordings, also=name == "last")
+        split = Split(held_out=name == "held_out", new_wordings=new_wordings, also=name in DECORATED_LAST)
         one, dice = _example(rng, split), rng.random()
-        if name == "last":
+        if name in DECORATED_LAST:
             one = _decorated(one, rng, DECORATED)
         none = {"more": MORE_NONE, "last": LAST_NONE}.get(name, SHARE_NONE)
         if dice < none:
