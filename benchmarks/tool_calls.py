@@ -32,7 +32,6 @@ LAST_NONE = 0.15  # in what is trained on last, in more words: what was learned 
 BEFORE = ("Please", "Hey,", "OK,", "Hi,", "Could you help me:", "Listen:", "Now", "So,", "Well,", "One thing:")
 AFTER = ("please", "now", "thanks", "for me", "if you can", "right away", "will you", "as soon as possible", "ok?", "!")
 DECORATED = 0.6  # of the last trainings' requests
-DECORATED_LAST = ("last", "end")  # "end" has as many refusals as what is held out
 COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "last": 2400, "end": 2400, "valid": 80, "held_out": 400}
 
 # Values of texts. Every fourth is held out.
@@ -66,7 +65,8 @@ class Tool:
     name: str
     parameters: Mapping[str, str]  # parameter -> a list of VALUES, or a range of whole numbers "1-90"
     wordings: tuple[str, ...]
-    also: tuple[str, ...]  # more ways, for what is trained on after the first two times
+    also: tuple[str, ...]  # more ways, for what is trained on after the first two times,
+    still: tuple[str, ...]  # and for what is trained on last
 
     def declaration(self) -> dict[str, Any]:
         """As OpenAI has it."""
@@ -87,7 +87,12 @@ TOOLS = (
         "{minutes} minutes from now, ping me", "Time {minutes} minutes for the pasta",
         "Tell me after {minutes} minutes", "Timer please: {minutes} minutes", "Can you time {minutes} minutes?",
         "Run a countdown from {minutes} minutes", "I would like to be warned in {minutes} minutes",
-        "Stop me after {minutes} minutes")),
+        "Stop me after {minutes} minutes"),
+    (
+        "Timer of {minutes} minutes, please", "Let {minutes} minutes pass, then tell me",
+        "My tea needs {minutes} minutes", "Alert me once {minutes} minutes have passed",
+        "Could you count {minutes} minutes?", "Wait {minutes} minutes and then call out",
+        "Only {minutes} minutes, then stop me", "Measure {minutes} minutes")),
     Tool("set_alarm", {"hour": "0-23", "minute": "10-59"}, (
         "Wake me at {hour}:{minute}", "Set an alarm for {hour}:{minute}", "Alarm at {hour}:{minute} please",
         "I have to get up at {hour}:{minute}", "Can you wake me up at {hour}:{minute}?", "New alarm, {hour}:{minute}",
@@ -98,14 +103,23 @@ TOOLS = (
         "Put the alarm on {hour}:{minute}", "Wake up call at {hour}:{minute}", "At {hour}:{minute} I must be up",
         "Morning alarm, {hour}:{minute}", "I would like to be woken at {hour}:{minute}",
         "Get me up by {hour}:{minute}", "Do not let me sleep past {hour}:{minute}",
-        "My alarm should be {hour}:{minute}")),
+        "My alarm should be {hour}:{minute}"),
+    (
+        "My train leaves early, wake me at {hour}:{minute}", "Alarm clock to {hour}:{minute}",
+        "{hour}:{minute} is when I must rise", "Can you get me up at {hour}:{minute}?",
+        "Schedule my wake up for {hour}:{minute}", "Sound the alarm at {hour}:{minute}",
+        "I need waking at {hour}:{minute}", "Let me sleep until {hour}:{minute}")),
     Tool("call", {"name": "name"}, (
         "Phone {name}", "Call {name}", "Ring {name} for me", "Give {name} a call", "I want to talk to {name}",
         "Start a call with {name}", "I need to speak with {name}", "Connect me with {name}", "Reach {name} by phone",
         "Dial {name}", "Get {name} on the line", "Can you put me through to {name}?"),
     (
         "Telephone {name}", "Make a call to {name}", "Let me speak to {name}", "I would like to ring {name}",
-        "Try {name} on the phone", "Could you phone {name}?", "Start ringing {name}", "A phone call with {name}")),
+        "Try {name} on the phone", "Could you phone {name}?", "Start ringing {name}", "A phone call with {name}"),
+    (
+        "Could I have a word with {name}?", "{name}, by phone please", "Time to call {name}",
+        "I must talk to {name} now", "Is {name} free for a call?", "Let us phone {name}",
+        "Find {name}'s number and ring it", "It is urgent, I have to reach {name}")),
     Tool("send_message", {"to": "name", "text": "thing"}, (
         "Tell {to} that {text}", "Text {to}: {text}", "Send {to} a message saying {text}", "Write to {to}: {text}",
         "Message {to} that {text}", "Let {to} know that {text}",
@@ -115,7 +129,11 @@ TOOLS = (
     (
         "Send this to {to}: {text}", "Can you text {to} that {text}?", "I want {to} to know that {text}",
         "Pass on to {to} that {text}", "Message for {to}, {text}", "Type to {to}: {text}",
-        "Make {to} aware that {text}", "Report to {to} that {text}")),
+        "Make {to} aware that {text}", "Report to {to} that {text}"),
+    (
+        "{to} must know: {text}", "Let {to} read that {text}", "Could you write {to} that {text}?",
+        "Notify {to} that {text}", "Can {to} be told that {text}?", "I have something for {to}: {text}",
+        "Text message to {to}, {text}", "Would you mention to {to} that {text}?")),
     Tool("get_weather", {"city": "city", "day": "day"}, (
         "What is the weather in {city} {day}?", "Will it rain in {city} {day}?", "Weather for {city}, {day}",
         "How warm is it in {city} {day}?", "Do I need a coat in {city} {day}?", "Forecast for {city} {day} please",
@@ -126,7 +144,12 @@ TOOLS = (
         "How will the weather be in {city} {day}?", "Should I take an umbrella in {city} {day}?",
         "Is there snow in {city} {day}?", "What temperature will {city} have {day}?",
         "Check the forecast of {city} for {day}", "I wonder how the weather in {city} is {day}",
-        "Will {city} be windy {day}?", "Can I go without a jacket in {city} {day}?")),
+        "Will {city} be windy {day}?", "Can I go without a jacket in {city} {day}?"),
+    (
+        "Umbrella needed in {city} {day}?", "Sunglasses or raincoat in {city} {day}?",
+        "Will there be a storm in {city} {day}?", "How many degrees in {city} {day}?",
+        "Is {day} good for a walk in {city}?", "What does the forecast say for {city} {day}?",
+        "Hot or cold in {city} {day}?", "Are there clouds over {city} {day}?")),
     Tool("play_music", {"artist": "artist"}, (
         "Play something by {artist}", "Put on {artist}", "I want to hear {artist}", "Play {artist}",
         "Start {artist}", "I am in the mood for {artist}", "Can I hear {artist}?", "Turn on some {artist}",
@@ -134,7 +157,11 @@ TOOLS = (
     (
         "I would love to hear {artist}", "Give me some {artist}", "Could you play {artist}?",
         "Start a playlist of {artist}", "Time for {artist}", "Put some {artist} on the speakers",
-        "Anything by {artist}, loud", "My evening needs {artist}")),
+        "Anything by {artist}, loud", "My evening needs {artist}"),
+    (
+        "Something of {artist} would be nice", "Any album by {artist}", "Entertain me with {artist}",
+        "Let {artist} play", "Can you find me some {artist} to hear?", "The best of {artist}, please",
+        "Make it {artist} tonight", "A track from {artist}")),
     Tool("light_on", {"room": "room"}, (
         "Turn on the light in the {room}", "Lights on in the {room}", "Switch the {room} light on",
         "Make it bright in the {room}", "Light in the {room} please", "{room} light on",
@@ -143,7 +170,12 @@ TOOLS = (
     (
         "Can you light up the {room}?", "Put the light on in the {room}", "The {room} needs light",
         "I want the {room} light on", "Lamp on in the {room}", "Get some light into the {room}",
-        "Please have the {room} lit", "Too little light in the {room}")),
+        "Please have the {room} lit", "Too little light in the {room}"),
+    (
+        "Let there be light in the {room}", "I am in the {room} and need a lamp", "Could the {room} be brighter?",
+        "Switch on the lamp of the {room}", "Who turned off the {room}? Light, please",
+        "Have the lamps on in the {room}", "More light in the {room}",
+        "A bright {room}, please")),
     Tool("light_off", {"room": "room"}, (
         "Turn off the light in the {room}", "Lights off in the {room}", "Switch the {room} light off",
         "Make it dark in the {room}", "No light in the {room} please", "{room} light off",
@@ -153,7 +185,11 @@ TOOLS = (
     (
         "Put the {room} light off", "Can the light in the {room} be off?", "The {room} should be dark",
         "I want no light in the {room}", "Lamp off in the {room}", "It is too bright in the {room}",
-        "Nobody is in the {room}, lights off", "Stop lighting the {room}")),
+        "Nobody is in the {room}, lights off", "Stop lighting the {room}"),
+    (
+        "No more light in the {room}", "I am leaving the {room}, lights off", "Sleep time in the {room}, lamp off",
+        "Could you turn the {room} lamp off?", "We do not need the lamp in the {room}", "Make the {room} lights go off",
+        "Save power in the {room}, light off", "End the light in the {room}")),
     Tool("add_item", {"item": "item", "count": "2-12"}, (
         "Put {count} {item} on the list", "Add {count} {item} to my shopping list", "We need {count} {item}",
         "Buy {count} {item}", "{count} {item} for the list", "Shopping list: {count} {item}",
@@ -163,7 +199,11 @@ TOOLS = (
     (
         "Could you add {count} {item} to the list?", "I have to buy {count} {item}",
         "Write {count} {item} on the shopping list", "{count} more {item} please", "We should get {count} {item}",
-        "I am going to need {count} {item}", "The list needs {count} {item}", "Please buy {item}, {count} pieces")),
+        "I am going to need {count} {item}", "The list needs {count} {item}", "Please buy {item}, {count} pieces"),
+    (
+        "I would buy {count} {item}", "On the list: {item}, {count}",
+        "Next time at the shop I want {count} {item}", "Order {count} {item}", "Would you note {count} {item}?",
+        "{count} {item} should be on the list", "Pick up {count} {item}", "For the weekend we want {count} {item}")),
     Tool("navigate", {"place": "place", "city": "city"}, (
         "Take me to the {place} in {city}", "How do I get to the {place} in {city}?", "Drive to the {city} {place}",
         "Directions to the {place} of {city}", "Route to the {place} in {city}", "Navigate to the {city} {place}",
@@ -174,7 +214,12 @@ TOOLS = (
         "I have to be at the {place} in {city}", "Guide me to the {city} {place}",
         "Start the route to the {place} in {city}", "Can you lead me to the {place} in {city}?",
         "Plan a drive to the {city} {place}", "I am driving to the {place} of {city}",
-        "Get me to the {city} {place}", "Find the {place} in {city} for me")),
+        "Get me to the {city} {place}", "Find the {place} in {city} for me"),
+    (
+        "My next stop is the {place} in {city}", "Set course for the {city} {place}",
+        "We are off to the {place} in {city}", "Drive me to the {place} of {city}",
+        "How far is the {place} in {city}? Take me", "Lead the way to the {city} {place}",
+        "I am looking for the {place} in {city}", "Could you route me to the {city} {place}?")),
     Tool("convert", {"amount": "2-900", "source": "currency", "target": "currency"}, (
         "How much is {amount} {source} in {target}?", "Convert {amount} {source} to {target}",
         "{amount} {source} in {target}", "Change {amount} {source} into {target}",
@@ -186,7 +231,12 @@ TOOLS = (
         "What do I get in {target} for {amount} {source}?", "Say {amount} {source} in {target}",
         "Please change {amount} {source} to {target}", "Calculate {amount} {source} in {target}",
         "Would you change {amount} {source} to {target}?", "Into {target}: {amount} {source}",
-        "What is the value in {target} of {amount} {source}?", "Work out {amount} {source} as {target}")),
+        "What is the value in {target} of {amount} {source}?", "Work out {amount} {source} as {target}"),
+    (
+        "From {source} to {target}: {amount}", "I was paid {amount} {source}, tell me in {target}",
+        "Price is {amount} {source}, in {target}?", "Swap {amount} {source} for {target}",
+        "{amount} {source} make how many {target}?", "Express {amount} {source} in {target}",
+        "Value of {amount} {source} in {target}", "Rate for {amount} {source} to {target}")),
     Tool("create_event", {"title": "title", "day": "day", "hour": "7-21"}, (
         "Put {title} in my calendar {day} at {hour}", "Schedule {title} for {day} at {hour}",
         "I have {title} {day} at {hour}", "New event: {title}, {day}, {hour} o'clock",
@@ -198,7 +248,12 @@ TOOLS = (
         "Make an event of {title} {day} at {hour}", "I am going to have {title} {day} at {hour}",
         "Set up {title} for {day}, {hour} o'clock", "Write {title} in my diary for {day} at {hour}",
         "There is {title} {day} at {hour}", "Book {title} {day} at {hour}", "On {day} at {hour} comes {title}",
-        "Note {title} {day}, {hour} o'clock")),
+        "Note {title} {day}, {hour} o'clock"),
+    (
+        "My {day} at {hour} is for {title}", "Could you plan {title} on {day} at {hour}?",
+        "Remember {title}, {day} {hour} o'clock", "Diary: {day} at {hour}, {title}",
+        "They moved {title} to {day} at {hour}", "Please arrange {title} for {day} at {hour}",
+        "I am invited to {title} {day} at {hour}", "Mark {day} {hour} o'clock as {title}")),
 )  # fmt: skip
 RESULTS = ("ok", "done", "12 degrees, rain", "23 degrees and sunny", "not found", "saved", "84.20", "busy", "sent")
 
@@ -210,13 +265,14 @@ class Split:
     held_out: bool = False
     new_wordings: bool = False
     also: bool = False
+    still: bool = False
 
     def values(self, filler: str) -> list[str]:
         found = VALUES[filler].split("|" if "|" in VALUES[filler] else None)
         return found if filler in CLOSED else [one for i, one in enumerate(found) if (i % 4 == 3) == self.held_out]
 
     def wordings(self, tool: Tool) -> tuple[str, ...]:
-        known = tool.wordings[:-2] + (tool.also if self.also else ())
+        known = tool.wordings[:-2] + (tool.also if self.also else ()) + (tool.still if self.still else ())
         return tool.wordings[-2:] if self.new_wordings else known
 
 
@@ -228,11 +284,12 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
         return
     for index in range(count):
         new_wordings = name == "held_out" and index % 2 == 1
-        split = Split(held_out=name == "held_out", new_wordings=new_wordings, also=name in DECORATED_LAST)
+        late = name in ("last", "end")
+        split = Split(name == "held_out", new_wordings, also=late, still=name == "end")
         one, dice = _example(rng, split), rng.random()
-        if name in DECORATED_LAST:
+        if late:
             one = _decorated(one, rng, DECORATED)
-        none = {"more": MORE_NONE, "last": LAST_NONE}.get(name, SHARE_NONE)
+        none = {"more": MORE_NONE, "last": LAST_NONE, "end": LAST_NONE}.get(name, SHARE_NONE)
         if dice < none:
             yield _without(one, rng) | {"kind": "no tool"}
         elif dice < none + SHARE_RESULT:

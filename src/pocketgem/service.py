@@ -19,11 +19,11 @@ import asyncio
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Self
-from weakref import WeakKeyDictionary
 
 from pocketgem.engine.loop import Output
 from pocketgem.engine.request import FinishReason, Request, Sequence
@@ -49,16 +49,16 @@ class Bell:
     """Wakes the readers of an event loop: one message to it for all that a step made, not one for each request."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._rung = loop, False
+        self._loop, self._rung = weakref.ref(loop), False  # a service keeps bells by loop, and no loop alive
         self._runs: deque[ServedRun] = deque()
 
     def ring(self, run: ServedRun) -> None:
         """Something has come for a run. Any thread."""
         self._runs.append(run)
-        if not self._rung:
+        if not self._rung and (loop := self._loop()) is not None:
             self._rung = True
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody will read
-                self._loop.call_soon_threadsafe(self._heard)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will read
+                loop.call_soon_threadsafe(self._heard)
 
     def _heard(self) -> None:
         self._rung = False  # before a look at what is there: what comes from now on rings again
@@ -154,7 +154,7 @@ class Service:
         self._flights, self._engine = llm.flights, llm.engine
         self._thread = threading.Thread(target=self._drive, name="pocketgem-engine", daemon=True)
         self._wake, self._closing, self._stopped = threading.Event(), False, False
-        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = WeakKeyDictionary()
+        self._bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = weakref.WeakKeyDictionary()
         self._runs: set[ServedRun] = set()  # of the engine's thread
         self._arriving = self._arrived = 0  # counts: of the loop's thread, and of the engine's
         self._quiet_since = time.monotonic()  # when a step ended, or work came to an idle engine
