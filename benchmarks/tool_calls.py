@@ -1,7 +1,8 @@
 """Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
 
-    python -m benchmarks.tool_calls data FOLDER     train, more, choose, last, end, valid and held_out.jsonl
+    python -m benchmarks.tool_calls data FOLDER     train, more, choose, last, end, still, valid and held_out.jsonl
     python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
+    python -m benchmarks.tool_calls mean FOLDER --of ADAPTER ADAPTER ...         their mean, in float16, as FOLDER
 
 All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
 value with what is trained on (no name, city, item, ...), and half of it is worded in ways that are never trained on. A
@@ -16,13 +17,18 @@ import random
 import string
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketgem.adapters.dialect import read_dialect
+import torch
+from safetensors.torch import load_file, save_file
+
+from pocketgem.adapters.dialect import TEMPLATE, TOKENS, read_dialect
+from pocketgem.adapters.peft import CONFIG, WEIGHTS
 from pocketgem.adapters.where import where_is
+from pocketgem.checkpoint.durable import new_folder
 from pocketgem.llm import LLM
 
 NONE = "None of my tools can do that."
@@ -32,7 +38,17 @@ LAST_NONE = 0.15  # in what is trained on last, in more words: what was learned 
 BEFORE = ("Please", "Hey,", "OK,", "Hi,", "Could you help me:", "Listen:", "Now", "So,", "Well,", "One thing:")
 AFTER = ("please", "now", "thanks", "for me", "if you can", "right away", "will you", "as soon as possible", "ok?", "!")
 DECORATED = 0.6  # of the last trainings' requests
-COUNTS = {"train": 2400, "more": 2400, "choose": 4800, "last": 2400, "end": 2400, "valid": 80, "held_out": 400}
+COUNTS = {
+    "train": 2400,
+    "more": 2400,
+    "choose": 4800,
+    "last": 2400,
+    "end": 2400,
+    "still": 2400,
+    "valid": 80,
+    "held_out": 400,
+}
+SEEDS = {"still": "end"}  # it was another "end" when it was trained on
 
 # Values of texts. Every fourth is held out.
 VALUES = {
@@ -278,18 +294,18 @@ class Split:
 
 def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
     """``count`` examples of a split, as ``pocketgem tune`` reads them; ``kind`` says what is tried."""
-    rng = random.Random(f"tool-call {name}")
+    rng = random.Random(f"tool-call {SEEDS.get(name, name)}")
     if name == "choose":
         yield from _choices(rng, count)
         return
     for index in range(count):
         new_wordings = name == "held_out" and index % 2 == 1
-        late = name in ("last", "end")
-        split = Split(name == "held_out", new_wordings, also=late, still=name == "end")
+        late = name in ("last", "end", "still")
+        split = Split(name == "held_out", new_wordings, also=late, still=name == "still")
         one, dice = _example(rng, split), rng.random()
         if late:
             one = _decorated(one, rng, DECORATED)
-        none = {"more": MORE_NONE, "last": LAST_NONE, "end": LAST_NONE}.get(name, SHARE_NONE)
+        none = {"more": MORE_NONE, "last": LAST_NONE, "still": LAST_NONE}.get(name, SHARE_NONE)
         if dice < none:
             yield _without(one, rng) | {"kind": "no tool"}
         elif dice < none + SHARE_RESULT:
@@ -381,12 +397,28 @@ def score(llm: LLM, path: Path, limit: int) -> dict[str, dict[str, int]]:
     return {kind: {"right": right[kind], "of": asked[kind]} for kind in asked}
 
 
+def mean(folders: Sequence[Path], out: Path) -> None:
+    """Write the mean of adapters that were trained on from the same one: each of their numbers by itself.
+
+    Runs on different data end at different places of one valley, and the middle answers better than any of them
+    (model soups, arXiv 2203.05482).
+    """
+    stored = [load_file(folder / WEIGHTS) for folder in folders]
+    tensors = {name: torch.stack([one[name].double() for one in stored]).mean(0) for name in stored[0]}
+    beside = {name: (folders[0] / name).read_bytes() for name in (CONFIG, TEMPLATE, TOKENS)}
+    with new_folder(out, sum(map(len, beside.values()))) as made:
+        save_file({name: tensor.half() for name, tensor in tensors.items()}, made / WEIGHTS, {"format": "pt"})
+        for name, content in beside.items():
+            (made / name).write_bytes(content)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("data", "score"))
+    parser.add_argument("what", choices=("data", "score", "mean"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--adapter", default="tool-call", help="'' for the base, asked in the adapter's words")
+    parser.add_argument("--of", type=Path, nargs="+", default=[], help="folders of adapters, for mean")
     parser.add_argument("--limit", type=int, default=COUNTS["held_out"])
     options = parser.parse_args()
     if options.what == "data":
@@ -394,6 +426,9 @@ def main() -> int:
         for name, count in COUNTS.items():
             lines = (json.dumps(example) + "\n" for example in examples(name, count))
             (options.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        return 0
+    if options.what == "mean":
+        mean(options.of, options.folder)
         return 0
     words = None if options.adapter else read_dialect(where_is("tool-call"))
     llm = LLM.load(options.model, adapter=options.adapter or None, dialect=words)
