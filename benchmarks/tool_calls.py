@@ -1,8 +1,8 @@
 """Requests in plain words and the calls they ask for: the data of the shipped adapter ``tool-call``, and its score.
 
-    python -m benchmarks.tool_calls data FOLDER     train, more, choose, last, end, still, valid and held_out.jsonl
-    python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--limit N]    exact match on held_out.jsonl
-    python -m benchmarks.tool_calls mean FOLDER --of ADAPTER ADAPTER ...         their mean, in float16, as FOLDER
+    python -m benchmarks.tool_calls data FOLDER     the files of COUNTS
+    python -m benchmarks.tool_calls score FOLDER [--adapter NAME] [--split fresh]    exact match on held_out.jsonl
+    python -m benchmarks.tool_calls mean FOLDER --of ADAPTER ADAPTER ...             their mean, in float16, as FOLDER
 
 All of it is made up by this program from lists and patterns, the same for the same seed. What is held out shares no
 value with what is trained on (no name, city, item, ...), and half of it is worded in ways that are never trained on. A
@@ -38,16 +38,9 @@ LAST_NONE = 0.15  # in what is trained on last, in more words: what was learned 
 BEFORE = ("Please", "Hey,", "OK,", "Hi,", "Could you help me:", "Listen:", "Now", "So,", "Well,", "One thing:")
 AFTER = ("please", "now", "thanks", "for me", "if you can", "right away", "will you", "as soon as possible", "ok?", "!")
 DECORATED = 0.6  # of the last trainings' requests
-COUNTS = {
-    "train": 2400,
-    "more": 2400,
-    "choose": 4800,
-    "last": 2400,
-    "end": 2400,
-    "still": 2400,
-    "valid": 80,
-    "held_out": 400,
-}
+TRAINED = {"train": 2400, "more": 2400, "choose": 4800, "last": 2400, "end": 2400, "still": 2400}
+HELD_OUT = {"held_out": 400, "fresh": 400}  # the second was looked at once, when all was done
+COUNTS = {**TRAINED, "valid": 80, **HELD_OUT}
 SEEDS = {"still": "end"}  # it was another "end" when it was trained on
 
 # Values of texts. Every fourth is held out.
@@ -299,9 +292,9 @@ def examples(name: str, count: int) -> Iterator[dict[str, Any]]:
         yield from _choices(rng, count)
         return
     for index in range(count):
-        new_wordings = name == "held_out" and index % 2 == 1
+        new_wordings = name in HELD_OUT and index % 2 == 1
         late = name in ("last", "end", "still")
-        split = Split(name == "held_out", new_wordings, also=late, still=name == "still")
+        split = Split(name in HELD_OUT, new_wordings, also=late, still=name == "still")
         one, dice = _example(rng, split), rng.random()
         if late:
             one = _decorated(one, rng, DECORATED)
@@ -418,6 +411,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--adapter", default="tool-call", help="'' for the base, asked in the adapter's words")
+    parser.add_argument("--split", choices=[*HELD_OUT], default="held_out", help="what is asked, for score")
     parser.add_argument("--of", type=Path, nargs="+", default=[], help="folders of adapters, for mean")
     parser.add_argument("--limit", type=int, default=COUNTS["held_out"])
     options = parser.parse_args()
@@ -432,7 +426,7 @@ def main() -> int:
         return 0
     words = None if options.adapter else read_dialect(where_is("tool-call"))
     llm = LLM.load(options.model, adapter=options.adapter or None, dialect=words)
-    json.dump(score(llm, options.folder / "held_out.jsonl", options.limit), sys.stdout, indent=2)
+    json.dump(score(llm, options.folder / f"{options.split}.jsonl", options.limit), sys.stdout, indent=2)
     return 0
 
 
