@@ -197,7 +197,7 @@ def figures(seen: Seen) -> dict[str, Any]:
         "tokens_per_second": round(rate(seen), 2),
         "first_token_ms": in_ms(first),
         "between_tokens_ms": in_ms(gaps),
-        "rss_mb": [round(min(sizes) / 1e6, 1), round(max(sizes) / 1e6, 1)],
+        "rss_mb": [round(size / 1e6, 1) for size in (*sizes[:: max(1, len(sizes) // 12)], max(sizes))],  # then the peak
         "rss_growth": round(growth(seen.memory), 4),
     }
 

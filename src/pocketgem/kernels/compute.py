@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pocketgem import kernels
 from pocketgem.kernels.low_rank import PackedLowRank, packed_low_rank
+from pocketgem.kernels.slab import Slab
 
 Tables = tuple[Tensor, Tensor]
 # Rows of a call and where their keys and values are: addresses of contiguous bfloat16 [keys, kv_heads, head_dim].
@@ -67,6 +68,7 @@ class Compute:
             raise ValueError("the compiled kernels are not in this install")
         self._native: Any = kernels.native
         self._kernels = self._native.Kernels(set, threads)
+        self._slab = Slab()
 
     @property
     def name(self) -> str:
@@ -131,7 +133,7 @@ class Compute:
 
     def fine_linear(self, x: Tensor, weight: Weight) -> Tensor:
         """``x @ weight.T`` with activations in about 16 bits instead of 8, at the same cost in memory traffic."""
-        out = torch.empty(x.shape[0], weight.rows)
+        out = self._slab.empty(x.shape[0], weight.rows)
         self._native.fine_linear(self._kernels, _rows(x, weight.cols), x.shape[0], 0, 0.0, weight, out.data_ptr())
         return out
 
