@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -23,12 +24,13 @@ from typing import Any
 
 from benchmarks.served import Served, process, served
 from benchmarks.streams import Heard, in_ms, percentile, stream
+from pocketgem.engine.scheduler import Scheduler
 
 WORDS = ("river", "stone", "window", "garden", "letter", "market", "winter", "engine", "harbour", "candle", "forest")
 SAMPLE_SECONDS = 1.0
 FLAT = 0.03  # of resident memory, from the end of the first third on
 FREED_SECONDS = 0.25
-PLACES = 16  # of a scheduler, where nobody says otherwise
+PLACES = Scheduler().max_running
 
 
 @dataclass
@@ -259,10 +261,10 @@ def beside(rounds: list[Seen], bench: list[float]) -> dict[str, Any]:
     """What share of ``bench``'s figure the server reaches, round by round."""
     if not bench:
         return {}
-    shares = sorted(rate(seen) / figure for seen, figure in zip(rounds, bench, strict=True))
+    shares = [rate(seen) / figure for seen, figure in zip(rounds, bench, strict=True)]
     rates = {"round_tokens_per_second": [round(rate(seen), 1) for seen in rounds], "bench_tokens_per_second": bench}
-    spread = [round(shares[0], 3), round(shares[-1], 3)]
-    return {**rates, "share_of_bench": round(shares[len(shares) // 2], 3), "share_of_bench_spread": spread}
+    spread = [round(min(shares), 3), round(max(shares), 3)]
+    return {**rates, "share_of_bench": round(statistics.median(shares), 3), "share_of_bench_spread": spread}
 
 
 def broken(found: dict[str, Any]) -> list[str]:

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 
 from pocketgem.adapters.dialect import TEMPLATE, TOKENS, read_dialect
 from pocketgem.adapters.peft import CONFIG, WEIGHTS
 from pocketgem.adapters.where import where_is
 from pocketgem.checkpoint.durable import new_folder
+from pocketgem.checkpoint.save_safetensors import write_synced
 from pocketgem.llm import LLM
 
 NONE = "None of my tools can do that."
@@ -398,11 +400,11 @@ def mean(folders: Sequence[Path], out: Path) -> None:
     """
     stored = [load_file(folder / WEIGHTS) for folder in folders]
     tensors = {name: torch.stack([one[name].double() for one in stored]).mean(0) for name in stored[0]}
-    beside = {name: (folders[0] / name).read_bytes() for name in (CONFIG, TEMPLATE, TOKENS)}
-    with new_folder(out, sum(map(len, beside.values()))) as made:
-        save_file({name: tensor.half() for name, tensor in tensors.items()}, made / WEIGHTS, {"format": "pt"})
-        for name, content in beside.items():
-            (made / name).write_bytes(content)
+    weights = as_safetensors({name: tensor.half() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    files = {WEIGHTS: weights, **{name: (folders[0] / name).read_bytes() for name in (CONFIG, TEMPLATE, TOKENS)}}
+    with new_folder(out, sum(map(len, files.values()))) as made:
+        for name, content in files.items():
+            write_synced(made / name, content)
 
 
 def main() -> int:

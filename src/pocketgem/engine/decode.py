@@ -75,7 +75,7 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
             hidden = _scored(model, hidden, wanted, turns, states, worn)
         with worn.ends([_samples(turn) for turn in turns]):
             logits = model.logits(hidden) if len(hidden) else hidden
-        rows = iter(zip(logits, peaks(logits), strict=True)) if len(hidden) else iter(())
+        rows = iter(zip(logits, peaks(logits), strict=True))
         return [
             _sample(model, *next(rows), turn, state) if _samples(turn) else None
             for turn, state in zip(turns, states, strict=True)

@@ -225,7 +225,7 @@ def _largest(values: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.in
 
     Of groups that share no id, the k-th largest maximum is at most the k-th largest value: k values reach it.
     """
-    height = max(1, min(GROUP, len(values) // (4 * k)))
+    height = min(GROUP, len(values) // (4 * k))
     width = len(values) // height
     groups = values[: height * width].reshape(height, width)  # a group is a column
     maxima = groups.max(0)
