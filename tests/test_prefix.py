@@ -92,6 +92,8 @@ def check(store: Store) -> None:
                 size, tokens = size + node.rows.nbytes + node.ids.nbytes, tokens + len(node.ids)
             if node.window is not None:
                 size += node.window.nbytes
+                below = (other.window for other in node.below() if other is not node and other.window is not None)
+                assert not any(window.serves(node.window.end) for window in below)
     assert (store.nbytes, store.tokens) == (size, tokens)
     assert size <= store.budget
 
@@ -148,6 +150,18 @@ def test_a_past_too_large_takes_nothing_from_others() -> None:
     assert keep(store, [1] * 20)
     assert not keep(store, [2] * 80)
     assert position(store, [*[1] * 20, 5]) == 20
+
+
+def test_a_talk_shorter_than_the_window_is_held_once() -> None:
+    store: Store = PrefixStore(10**6)
+    for end in (2, 4, 7):
+        assert keep(store, list(range(end)))
+    assert store.nbytes == 7 * (4 + 10 + 7)  # ids, rows and one window
+    assert keep(store, [0, 1, 2])  # that window stands for it
+    assert store.nbytes == 7 * (4 + 10 + 7)
+    assert [position(store, [*range(end), 9]) for end in (7, 5, 3)] == [7, 5, 3]
+    assert keep(store, list(range(20)))  # seven have slid out of this one by now
+    assert [position(store, [*range(end), 9]) for end in (20, 12, 7, 5)] == [20, 7, 7, 5]
 
 
 def test_modest_ones_leave_windows_on_their_way() -> None:

@@ -2,7 +2,9 @@
 
 A tree of tokens: a node holds a run of ids with the full-attention layers' rows for them, so that pasts share what
 they have in common; at the end of a node may hang a window, all that the sliding layers know there. A prompt goes on
-from the deepest window on its way through the tree. While nothing has slid out of it, it serves any earlier position.
+from the deepest window on its way through the tree. While nothing has slid out of it, it serves any earlier position:
+windows further up that it can stand for are given up, so that a talk shorter than the window is held once, not once
+for every turn.
 
 Nothing is found by a hash: tokens are compared. A scope is a tree of its own: pasts of another adapter, or of another
 caller's salt, are not there. Weights are the engine's: a store belongs to one model.
@@ -207,8 +209,9 @@ class PrefixStore(Generic[RowsT, WindowT]):
             return False
         root = self.roots.setdefault(scope, Node(ids[:0], None, None))
         last, partial, common = _walk(root, ids)
-        if common == len(ids) and partial is None and last.window is not None:
-            last.used = self._tick()
+        reached, standing = self._best(last, partial, common)
+        if standing is not None and reached == len(ids):
+            standing.used = self._tick()
             return True
         more = len(ids) - common
         needed = past.rows_bytes(more) + past.window_bytes(len(ids)) + ids.itemsize * more
@@ -233,6 +236,14 @@ class PrefixStore(Generic[RowsT, WindowT]):
             self._count(node, 1)
         node.window, node.used = window, self._tick()
         self.nbytes += window.nbytes
+        self._supersede(node.way()[:-1], window)
+
+    def _supersede(self, way: list[Node[RowsT, WindowT]], window: WindowT) -> None:
+        """Give up the windows on the way to one that can stand for them."""
+        for node in way:
+            if node.window is not None and window.serves(node.window.end):
+                self.nbytes -= node.window.nbytes
+                node.window = None
 
     def _split(self, node: Node[RowsT, WindowT], at: int) -> Node[RowsT, WindowT]:
         """Cut a node in two; returns the upper one, which is new."""
