@@ -32,6 +32,7 @@ _CEILINGS = np.where(
 _CEILINGS = _CEILINGS.astype(np.float32)  # [256, 8]
 WIDE, GROUP = 128, 64  # times k: ids worth searching in groups, and the ids of a group
 HEAD = 1024  # ids among which top-p's are looked for first
+LEVELS, LEVELS_A_NAT = 512, 8  # of logits, where the mass is spread wider
 ROUNDING = 1e-12  # of a sum of so many probabilities, in float64
 
 
@@ -240,15 +241,16 @@ def _largest(values: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.in
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Indices of the fewest most probable ids whose mass reaches ``p``: one at the least (nucleus, arXiv 1904.09751).
+    """Indices, ascending, of the fewest most probable ids whose mass reaches ``p``: one at the least (nucleus, arXiv
+    1904.09751).
 
     ``logits`` is [n] on the CPU. Of equally probable ids at the edge the lowest stay.
     """
     probabilities = logits.softmax(0)  # [n]
     head = keep_top_k(probabilities, HEAD)
-    if float(probabilities[head].sum()) < p + ROUNDING:
-        head = torch.arange(len(probabilities))
-    return head[_nucleus(probabilities[head], p)]
+    if len(head) == len(logits) or float(probabilities[head].sum()) >= p + ROUNDING:
+        return head[_nucleus(probabilities[head], p)]
+    return torch.from_numpy(_wide_nucleus(logits.numpy(), probabilities.numpy(), p))
 
 
 def _nucleus(probabilities: Tensor, p: float) -> Tensor:
@@ -257,9 +259,24 @@ def _nucleus(probabilities: Tensor, p: float) -> Tensor:
     before = ordered.cumsum(0) - ordered  # the mass of those more probable
     count = max(1, int((before < p).sum()))
     least = ordered[count - 1]
-    above = (probabilities > least).nonzero().squeeze(1)
+    kept = probabilities > least
     edge = (probabilities == least).nonzero().squeeze(1)
-    return torch.cat((above, edge[: count - len(above)]))
+    kept[edge[: count - int(kept.sum())]] = True
+    return kept.nonzero().squeeze(1)
+
+
+def _wide_nucleus(
+    logits: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64], p: float
+) -> npt.NDArray[np.int64]:
+    """``keep_top_p`` without a sort of everything: of levels of like logits, only the one at the edge is sorted."""
+    depths = np.minimum((logits.max() - logits) * LEVELS_A_NAT, LEVELS - 1).astype(np.int64)  # [n]
+    reached = np.bincount(depths, weights=probabilities, minlength=LEVELS).cumsum()  # [levels]
+    edge = min(int(np.searchsorted(reached, p)), LEVELS - 1)
+    above = float(reached[edge - 1]) if edge else 0.0
+    kept = depths < edge
+    there = np.flatnonzero(depths == edge)
+    kept[there[_nucleus(torch.from_numpy(probabilities[there]), p - above).numpy()]] = True
+    return np.flatnonzero(kept)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
