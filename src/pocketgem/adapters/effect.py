@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pocketgem.adapters.adapter import Adapter
 from pocketgem.adapters.probe import Probe, check_probe
@@ -105,6 +106,6 @@ def _compared(before: Tensor, after: Tensor) -> Effect:
         raise WeightsError("with the adapter on the model gives no numbers")
     if torch.equal(before, after):
         raise WeightsError("the adapter changes no answer to a probe: it has no effect on this model")
-    kl = (before.exp() * (before - after)).sum(-1).mean()
+    kl = F.kl_div(after, before, reduction="none", log_target=True).sum(-1).mean()
     changed = (before.argmax(-1) != after.argmax(-1)).float().mean()
     return Effect(float(kl), float((after - before).abs().max()), float(changed))

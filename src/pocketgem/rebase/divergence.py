@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pocketgem.model.gemma import Gemma
 from pocketgem.model.whole import WholeStep
@@ -30,7 +31,7 @@ def bucketed(scores: Tensor, ids: Tensor) -> Tensor:
 
 def divergence(wanted: Tensor, found: Tensor) -> Tensor:
     """``KL(wanted || found)`` of rows of log-probabilities ``[rows, buckets]``: ``[rows]``, in nat."""
-    return (wanted.exp() * (wanted - found)).sum(-1)
+    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)

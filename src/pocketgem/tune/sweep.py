@@ -27,6 +27,7 @@ from pocketgem.tune.state import STATE
 from pocketgem.tune.sweep_results import Results
 from pocketgem.tune.sweep_space import Choices, Range, Space, Value
 from pocketgem.tune.sweep_tried import Tried
+from pocketgem.tune.valid import held_back
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -37,6 +38,7 @@ CHECKS = 10  # looks at the score in a run, at the same shares of each
 STARTUP, PATIENT = 4, 2  # runs before the first is stopped; checks before one is
 RANDOM = 8  # runs before the optimiser takes what it has seen into account
 HELD, MOST_HELD = 0.1, 128  # share and number of examples that are kept from training
+HELD_SEED = 20_240_221  # the same ones for every run, whatever its own seed
 MOST_REPEATS = 100  # proposals in a row that were tried already
 
 
@@ -211,9 +213,7 @@ def set_up(
         return Sweep(llm, data, space, folder, held, frozenset(), fingerprint([*examples, *held]), command)
     if len(examples) < 2:
         raise InputError(f"{data}: one example; a sweep needs some to learn from and some to compare by")
-    count = min(MOST_HELD, max(1, round(HELD * len(examples))))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(20_240_221)).tolist()
-    keep = frozenset(order[:count])
+    keep = held_back(len(examples), HELD, HELD_SEED, MOST_HELD)
     held = [examples[at] for at in sorted(keep)]
     return Sweep(llm, data, space, folder, held, keep, fingerprint(examples), command)
 

@@ -41,11 +41,15 @@ class Best:
         return replace(delta, A=self.parts[f"{name}.A"], B=self.parts[f"{name}.B"], magnitude=lengths)
 
 
+def held_back(total: int, share: float, seed: int, most: int | None = None) -> frozenset[int]:
+    """Which of ``total`` examples are not learned from: one at the least, ``most`` at most."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    return frozenset(order[: max(1, round(share * total))][:most])
+
+
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(to learn from, to validate on), by chance that follows from the seed. Raises InputError for nothing to learn."""
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, round(len(examples) * share))
-    if count >= len(examples):
+    held = held_back(len(examples), share, seed)
+    if len(held) == len(examples):
         raise InputError(f"{len(examples)} examples leave none to learn from when {share:g} of them are for validation")
-    held = set(order[:count])
     return [one for at, one in enumerate(examples) if at not in held], [examples[at] for at in sorted(held)]
