@@ -19,12 +19,14 @@ from pocketgem.engine import past_folder
 from pocketgem.engine.loop import DAMAGED, Engine
 from pocketgem.engine.past_file import MAGIC, START
 from pocketgem.engine.past_folder import PastFolder
-from pocketgem.engine.prefix import Ids, Scope
+from pocketgem.engine.prefix import Kept, Scope
+from pocketgem.engine.prefix_tree import Ids
+from pocketgem.engine.reach import Slide
 from pocketgem.engine.request import Request, Sequence
 from pocketgem.engine.scheduler import Scheduler
 from pocketgem.model.cache import Cache
 from pocketgem.model.gemma import Gemma
-from pocketgem.model.past import Past, Rows, Window
+from pocketgem.model.past import Past, Rows, Stored
 from tests.cli_models import save_model
 from tests.test_laws import prompt
 from tests.test_parity import load
@@ -40,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Gemma:
 
 
 def opened(path: Path, model: Gemma, *, identity: str = "weights", budget: int = 1 << 30) -> PastFolder:
-    return PastFolder(path, budget, identity, model.new_cache(), least=1)
+    return PastFolder(path, budget, identity, model.new_cache(), Slide.of(model.config), least=1)
 
 
 def filled(model: Gemma, length: int) -> Cache:
@@ -57,31 +59,34 @@ def filled(model: Gemma, length: int) -> Cache:
 
 def saved(folder: PastFolder, model: Gemma, ids: list[int], ends: list[int], scope: Scope = HERE) -> Past:
     past = Past(filled(model, len(ids)))
-    windows = [window for end in ends if (window := past.window(end)) is not None]
-    folder.save(scope, array(ids), [past.rows(0, 3), past.rows(3, len(ids))], windows)
+    folder.save(scope, kept(past, ids, ends))
     folder.close()
     return past
+
+
+def kept(past: Past, ids: list[int], ends: list[int]) -> Kept[Rows]:
+    """All of a past, in pieces."""
+    rows = [past.rows(0, 3), past.rows(3, len(ids))]
+    return Kept(array(ids), rows, [past.slid(0, 5), past.slid(5, 6), past.slid(6, len(ids))], ends)
 
 
 def array(ids: list[int]) -> Ids:
     return np.array(ids, np.int32)
 
 
-def found(folder: PastFolder, ids: list[int], scope: Scope = HERE) -> tuple[Rows, tuple[Window, ...]] | None:
+def found(folder: PastFolder, ids: list[int], scope: Scope = HERE) -> Stored | None:
     _, entry = folder.reach(scope, array(ids))
     return None if entry is None else folder.load(entry)
 
 
-def same(read: tuple[Rows, tuple[Window, ...]] | None, past: Past) -> bool:
+def same(read: Stored | None, past: Past) -> bool:
     if read is None:
         return False
-    rows, windows = read
-    expected = past.rows(0, rows.count)
-    pairs = [(pair, expected.layers[index]) for index, pair in rows.layers.items()]
-    for window in windows:
-        other = past.window(window.end)
-        assert other is not None
-        pairs += [((one.k, one.v), (other.layers[i].k, other.layers[i].v)) for i, one in window.layers.items()]
+    pieces = [
+        (read.all, past.rows(0, read.all.count)),
+        *((one, past.slid(one.first, one.stop)) for one in read.all_slid),
+    ]
+    pairs = [(pair, theirs.layers[index]) for ours, theirs in pieces for index, pair in ours.layers.items()]
     return all(torch.equal(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
 
 
@@ -277,12 +282,8 @@ def test_a_killed_writer_leaves_nothing_that_loads_wrong(model: Gemma, tmp_path:
             folder = opened(tmp_path / "pasts", model)
             while True:
                 for seed, past in pasts.items():
-                    window = past.window(30 + seed)
-                    assert window is not None
-                    ids = array(prompt(seed, 30 + seed))
-                    folder._write(
-                        past_folder.Job(past_folder.owner_of("weights", HERE), ids, [past.rows(0, len(ids))], [window])
-                    )
+                    job = kept(past, prompt(seed, 30 + seed), [30 + seed])
+                    folder._write(past_folder.Job(past_folder.owner_of("weights", HERE), job))
         time.sleep(0.03 + 0.02 * round)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ from hypothesis import strategies as st
 
 from pocketgem.engine.loop import Engine
 from pocketgem.engine.points import keep_points
-from pocketgem.engine.prefix import FIRST, NO_MEMORY, Ids, PrefixStore, Scope
-from pocketgem.engine.request import Request, SamplingParams, Sequence
+from pocketgem.engine.prefix import FIRST, NO_MEMORY, PrefixStore, Scope
+from pocketgem.engine.prefix_tree import Ids
+from pocketgem.engine.reach import Slide
+from pocketgem.engine.request import Request, SamplingParams
+from pocketgem.engine.request import Sequence as Running
 from pocketgem.engine.scheduler import Scheduler
 from pocketgem.model.cache import Cache
 from pocketgem.model.gemma import Gemma
@@ -27,51 +32,61 @@ WINDOW = 8  # of the twins, and of the pasts that are made up here
 
 
 class MadeRows:
-    """Rows that are the ids themselves, ten bytes each."""
+    """Rows that are the ids themselves, ten bytes each, or seven where they are of layers that slide."""
 
-    def __init__(self, ids: list[int]) -> None:
-        self.ids, self.nbytes = ids, 10 * len(ids)
+    def __init__(self, first: int, ids: list[int], each: int) -> None:
+        self.first, self.count, self.ids, self.each, self.nbytes = first, len(ids), ids, each, each * len(ids)
 
-    def cut(self, at: int) -> tuple[MadeRows, MadeRows]:
-        return MadeRows(self.ids[:at]), MadeRows(self.ids[at:])
+    def piece(self, first: int, stop: int) -> MadeRows:
+        assert self.first <= first < stop <= self.first + self.count
+        return MadeRows(first, self.ids[first - self.first : stop - self.first], self.each)
 
-
-class MadeWindow:
-    def __init__(self, ids: list[int], end: int) -> None:
-        self.end, self.first = end, max(0, end - WINDOW + 1)
-        self.ids, self.nbytes = ids[self.first : end], 7 * (end - self.first)
-
-    def serves(self, position: int) -> bool:
-        return position <= self.end and self.first <= max(0, position - WINDOW + 1)
+    def joined(self, others: Sequence[MadeRows]) -> MadeRows:
+        ids = list(self.ids)
+        for one in others:
+            assert one.first == self.first + len(ids)
+            ids += one.ids
+        return MadeRows(self.first, ids, self.each)
 
 
 class MadePast:
-    def __init__(self, ids: list[int]) -> None:
-        self.ids = ids
+    """first: of the positions that sliding layers have not forgotten."""
+
+    def __init__(self, ids: list[int], first: int = 0) -> None:
+        self.ids, self.first = ids, first
 
     def rows_bytes(self, count: int) -> int:
         return 10 * count
 
-    def rows(self, start: int, stop: int) -> MadeRows:
-        return MadeRows(self.ids[start:stop])
+    def rows(self, first: int, stop: int) -> MadeRows:
+        return MadeRows(first, self.ids[first:stop], 10)
 
-    def window_bytes(self, end: int) -> int:
-        return 7 * (end - max(0, end - WINDOW + 1))
+    def slid_bytes(self, count: int) -> int:
+        return 7 * count
 
-    def window(self, end: int) -> MadeWindow:
-        return MadeWindow(self.ids, end)
+    def slid(self, first: int, stop: int) -> MadeRows:
+        assert self.first <= first < stop
+        return MadeRows(first, self.ids[first:stop], 7)
+
+    def knows(self, first: int, stop: int) -> bool:
+        return self.first <= first and stop <= len(self.ids)
 
 
-Store = PrefixStore[MadeRows, MadeWindow]
+Store = PrefixStore[MadeRows]
+SLIDE = Slide(WINDOW)
 HERE = Scope()
+
+
+def made(budget: int) -> Store:
+    return PrefixStore(budget, SLIDE)
 
 
 def array(ids: list[int]) -> Ids:
     return np.array(ids, np.int32)
 
 
-def keep(store: Store, ids: list[int], scope: Scope = HERE, *, modest: bool = False) -> bool:
-    return store.keep(scope, array(ids), MadePast(ids), modest=modest)
+def keep(store: Store, ids: list[int], scope: Scope = HERE, *, modest: bool = False, first: int = 0) -> bool:
+    return store.keep(scope, array(ids), MadePast(ids, first), modest=modest)
 
 
 def position(store: Store, ids: list[int], scope: Scope = HERE) -> int:
@@ -79,21 +94,28 @@ def position(store: Store, ids: list[int], scope: Scope = HERE) -> int:
 
 
 def check(store: Store) -> None:
-    """Counts are right, the budget is kept, every branch leads to a window, every node is reached by its first id."""
+    """Counts are right, the budget is kept, every branch leads to a kept position, every node is reached by its first
+    id, and sliding rows are there as far as somebody needs them, and no further."""
     size = tokens = 0
     for root in store.roots.values():
         assert root.children
         for node in root.below():
-            if node.parent is not None:
-                assert node.rows is not None
-                assert node.rows.ids == node.ids.tolist()
-                assert node.parent.children[int(node.ids[0])] is node
-                assert node.children or node.window is not None
-                size, tokens = size + node.rows.nbytes + node.ids.nbytes, tokens + len(node.ids)
-            if node.window is not None:
-                size += node.window.nbytes
-                below = (other.window for other in node.below() if other is not node and other.window is not None)
-                assert not any(window.serves(node.window.end) for window in below)
+            if node.parent is None:
+                continue
+            assert node.parent.children[int(node.ids[0])] is node
+            assert node.start == node.parent.end
+            assert node.children or node.kept
+            assert node.rows is not None
+            assert (node.rows.first, node.rows.ids) == (node.start, node.ids.tolist())
+            nearest = node.nearest()
+            assert nearest is not None
+            needed = range(max(node.start, SLIDE.oldest(nearest.end)), node.end)
+            slid = MadeRows(node.end, [], 7) if node.slid is None else node.slid
+            assert (slid.first, slid.ids) == (
+                min(needed.start, node.end),
+                node.ids[needed.start - node.start :].tolist(),
+            )
+            size, tokens = size + node.nbytes, tokens + len(node.ids)
     assert (store.nbytes, store.tokens) == (size, tokens)
     assert size <= store.budget
 
@@ -107,36 +129,45 @@ few_ids = st.lists(st.integers(0, 2), min_size=1, max_size=30)
 )
 @settings(max_examples=300)
 def test_what_is_found_is_what_was_kept(steps: list[tuple[list[int], bool, int]], budget: int) -> None:
-    store: Store = PrefixStore(budget)
+    store = made(budget)
     kept: list[tuple[Scope, list[int]]] = []
     for ids, modest, salt in steps:
         scope = Scope(None, str(salt))
         hit = store.find(scope, array(ids))
         assert (hit.reason is None) == (hit.position >= len(ids) - 1)
-        if hit.window is not None:
-            assert [id for piece in hit.rows for id in piece.ids][: hit.position] == ids[: hit.position]
-            assert hit.window.serves(hit.position)
-            start = max(0, hit.position - WINDOW + 1)
-            cut = slice(start - hit.window.first, hit.position - hit.window.first)
-            assert hit.window.ids[cut] == ids[start : hit.position]
+        assert _read(hit.rows, 0, hit.position) == ids[: hit.position]
+        oldest = SLIDE.oldest(hit.position)
+        assert _read(hit.slid, oldest, hit.position) == ids[oldest : hit.position]
         if budget == 10**9:  # nothing goes: the best is known
-            assert hit.position == max((_common(past, ids) for other, past in kept if other == scope), default=0)
+            pasts = [past for other, past in kept if other == scope]
+            assert hit.position == _best(pasts, ids)
         if keep(store, ids, scope, modest=modest):
             kept.append((scope, ids))
             assert position(store, [*ids, 9], scope) == len(ids)
         check(store)
 
 
-def _common(past: list[int], ids: list[int]) -> int:
-    """How many of ``ids`` the past of ``past`` can begin: all of it, or less where nothing has slid out."""
-    same = next((i for i, (a, b) in enumerate(zip(past, ids, strict=False)) if a != b), min(len(past), len(ids)))
-    same = min(same, len(ids) - 1)
-    return same if same == len(past) or len(past) < WINDOW else 0
+def _read(pieces: list[MadeRows], first: int, stop: int) -> list[int]:
+    """The ids that these rows are of, position by position."""
+    at = {piece.first + i: id for piece in pieces for i, id in enumerate(piece.ids)}
+    return [at[position] for position in range(first, stop)]
+
+
+def _best(pasts: list[list[int]], ids: list[int]) -> int:
+    """The last position all of whose rows some past has, by looking at each of them."""
+    best = 0
+    for position in range(1, len(ids)):
+        alike = [past for past in pasts if past[:position] == ids[:position]]
+        near = [past for past in pasts if past[: len(past)] == ids[: len(past)]] + alike
+        have = {row for past in near for row in range(SLIDE.oldest(len(past)), len(past))}
+        if alike and have.issuperset(range(SLIDE.oldest(position), position)):
+            best = position
+    return best
 
 
 def test_the_window_of_least_use_goes_first_and_its_rows_with_it() -> None:
     a, b, c = ([id] * 20 for id in (1, 2, 3))
-    store: Store = PrefixStore(2 * (20 * 14 + 7 * 7))
+    store = made(2 * (20 * 14 + 7 * 7))
     assert keep(store, a)
     assert keep(store, b)
     assert position(store, [*a, 5]) == 20
@@ -146,14 +177,14 @@ def test_the_window_of_least_use_goes_first_and_its_rows_with_it() -> None:
 
 
 def test_a_past_too_large_takes_nothing_from_others() -> None:
-    store: Store = PrefixStore(700)
+    store = made(700)
     assert keep(store, [1] * 20)
     assert not keep(store, [2] * 80)
     assert position(store, [*[1] * 20, 5]) == 20
 
 
 def test_a_talk_shorter_than_the_window_is_held_once() -> None:
-    store: Store = PrefixStore(10**6)
+    store = made(10**6)
     for end in (2, 4, 7):
         assert keep(store, list(range(end)))
     assert store.nbytes == 7 * (4 + 10 + 7)  # ids, rows and one window
@@ -164,8 +195,33 @@ def test_a_talk_shorter_than_the_window_is_held_once() -> None:
     assert [position(store, [*range(end), 9]) for end in (20, 12, 7, 5)] == [20, 7, 7, 5]
 
 
+def test_near_positions_share_what_they_see_and_all_between_them_are_of_use() -> None:
+    """As two turns of a long talk do: each alone would be a window, seven rows."""
+    store = made(10**6)
+    ids = list(range(40))
+    assert keep(store, ids[:30])
+    alone = store.nbytes
+    assert keep(store, ids[:34], first=27)  # by now the sliding layers have forgotten what is kept already
+    assert store.nbytes == alone + 4 * (4 + 10 + 7)
+    assert [position(store, [*ids[:end], 99]) for end in (29, 30, 32, 34, 36)] == [0, 30, 32, 34, 34]
+    assert not keep(store, ids, first=35)  # the row between is nowhere
+    assert keep(store, ids, first=34)
+
+
+def test_what_others_need_stays_when_a_position_goes() -> None:
+    """A fork: the rows before it are needed by both ways."""
+    head, one, two = list(range(20)), [50, 51], [60, 61]
+    store = made(20 * 14 + 5 * 7 + 2 * 2 * 21)  # what the two take together
+    assert keep(store, head + one)
+    assert keep(store, head + two)
+    assert position(store, [*head, *one, 9]) == 22
+    assert keep(store, [7])
+    assert [position(store, [*ids, 9]) for ids in (head + one, head + two, [7])] == [22, 0, 1]
+    check(store)
+
+
 def test_modest_ones_leave_windows_on_their_way() -> None:
-    store: Store = PrefixStore(30 * 14 + 7 * 7 + 20)
+    store = made(30 * 14 + 7 * 7 + 20)
     assert keep(store, [1] * 20)
     assert not keep(store, [1] * 30, modest=True)
     assert position(store, [*[1] * 20, 5]) == 20
@@ -175,7 +231,7 @@ def test_modest_ones_leave_windows_on_their_way() -> None:
 
 
 def test_why_no_more_was_of_use() -> None:
-    store: Store = PrefixStore(10**6)
+    store = made(10**6)
     ids = list(range(40))
     assert store.find(HERE, array(ids)).reason == FIRST
     keep(store, ids[:20])
@@ -190,11 +246,11 @@ def test_why_no_more_was_of_use() -> None:
     )
     assert store.find(Scope("poet"), array(ids)).reason == "another adapter's past is kept"
     assert store.find(Scope(None, "salt"), array(ids)).reason == FIRST  # nobody learns what others asked
-    assert PrefixStore(0).find(HERE, array(ids)).reason == NO_MEMORY
+    assert made(0).find(HERE, array(ids)).reason == NO_MEMORY
 
 
 def test_no_scope_sees_anothers_pasts() -> None:
-    store: Store = PrefixStore(10**6)
+    store = made(10**6)
     scopes = [Scope(adapter, salt) for adapter in (None, "a", "b") for salt in (None, "x", "y")]
     for at, scope in enumerate(scopes):
         assert position(store, [1, 2, 3, 4], scope) == 0
@@ -226,12 +282,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load(make_twin(request.param, tmp_path_factory.mktemp("twin")).folder)
 
 
-def submit(engine: Engine, ids: list[int], tokens: int = 6, **fields: str) -> Sequence:
+def submit(engine: Engine, ids: list[int], tokens: int = 6, **fields: str) -> Running:
     return engine.submit(Request("r", tuple(ids), SamplingParams(max_tokens=tokens, logprobs=0), **fields))
 
 
-def finish(engine: Engine, *sequences: Sequence) -> list[list[tuple[int, float | None]]]:
-    found: dict[Sequence, list[tuple[int, float | None]]] = {one: [] for one in sequences}
+def finish(engine: Engine, *sequences: Running) -> list[list[tuple[int, float | None]]]:
+    found: dict[Running, list[tuple[int, float | None]]] = {one: [] for one in sequences}
     while any(sequence.finish is None for sequence in sequences):
         for output in engine.step():
             if output.sampled is not None and output.sequence in found:
@@ -253,7 +309,10 @@ def test_a_hit_changes_no_bit(model: Gemma) -> None:
         (first, len(first) - 1),  # asked again
         ([*first[:31], 7, *prompt(4, 9)], 31),  # the last question is edited
         ([*first[:15], 7, *prompt(5, 9)], 15),  # ... and the first
-        ([*first, *prompt(6, 5)], len(first) - 1),  # the answer came back changed
+        (
+            [*first, *prompt(6, 5)],
+            len(first),
+        ),  # the answer came back changed: what was kept at its end serves here, too
         ([*first[:20], *prompt(7, 30)], 15),
     ):
         again = submit(engine, ids)
@@ -285,7 +344,7 @@ def test_interleaved_conversations_answer_as_if_alone(
     scheduler = Scheduler(chunk=chunk, max_running=3, max_cached=120)
     engine = Engine(model, scheduler, kept=40_000 if small else None, turn_ids=frozenset({7}))
     histories: list[list[int]] = [prompt(1, 12), prompt(2, 20), prompt(1, 9)]
-    running: list[Sequence] = []
+    running: list[Running] = []
     for which, cut, more, tokens, leave in turns:
         ids = [*histories[which][: max(cut, 1)], 7, *prompt(which + cut, more)][:80]
         histories[which] = ids
@@ -362,10 +421,10 @@ def test_pieces_are_copies(model: Gemma) -> None:
     """What is kept is not written to by who goes on from it, nor by who left it."""
     engine = Engine(model, Scheduler(chunk=8))
     finish(engine, submit(engine, prompt(1, 40)))
-    node = next(node for root in engine.prefixes.roots.values() for node in root.below() if node.window)
+    node = next(node for root in engine.prefixes.roots.values() for node in root.below() if node.slid)
     assert node.rows is not None
-    assert node.window is not None
-    pairs = [*node.rows.layers.values(), *((one.k, one.v) for one in node.window.layers.values())]
+    assert node.slid is not None
+    pairs = [*node.rows.layers.values(), *node.slid.layers.values()]
     before = [tensor.clone() for pair in pairs for tensor in pair]
     finish(engine, submit(engine, [*prompt(1, 40), *prompt(2, 40)]), submit(engine, [*prompt(1, 39), 5, 6]))
     assert all(torch.equal(a, b) for a, b in zip(before, (t for pair in pairs for t in pair), strict=True))
@@ -376,7 +435,7 @@ def test_a_copy_that_fails_costs_nothing_but_itself(model: Gemma, monkeypatch: p
         raise RuntimeError("[enforce fail] posix_memalign: not enough memory")
 
     engine = Engine(model)
-    for name in ("rows", "window"):
+    for name in ("rows", "slid"):
         with monkeypatch.context() as broke:
             broke.setattr(Past, name, full)
             sequence = submit(engine, prompt(1, 40))
@@ -395,11 +454,10 @@ def test_sizes_are_told_before_anything_is_copied(model: Gemma) -> None:
         store.reserve(0, 40)
     cache.length = 40
     past = Past(cache)
-    window = past.window(40)
-    assert window is not None
     assert past.rows(3, 23).nbytes == past.rows_bytes(20)
-    assert window.nbytes == past.window_bytes(40)
-    assert past.window(41) is None
+    assert past.slid(35, 40).nbytes == past.slid_bytes(5)
+    assert past.knows(0, 40)
+    assert not past.knows(0, 41)
     for store in cache.stores.values():
         store.reserve(40, 60)
-    assert past.window(20) is None or not any(layer.window for layer in model.config.layers)
+    assert not past.knows(20, 40) or not any(layer.window for layer in model.config.layers)

@@ -16,6 +16,7 @@ from pocketgem.checkpoint.towers import TOWER_OF
 from pocketgem.checkpoint.types import Progress
 from pocketgem.engine.loop import Engine
 from pocketgem.engine.past_folder import PastFolder
+from pocketgem.engine.reach import Slide
 from pocketgem.engine.request import checked_context, checked_threads
 from pocketgem.engine.scheduler import Scheduler
 from pocketgem.errors import PromptError
@@ -119,7 +120,8 @@ def towers_for(kinds: Collection[str]) -> frozenset[str]:
 
 def past_folder(found: Opened, folder: Path, size: int) -> PastFolder:
     """Where a model's pasts lie on disk, in ``size`` bytes at most."""
-    return PastFolder(folder, size, identity_of(found.checkpoint, found.model), found.model.new_cache())
+    model = found.model
+    return PastFolder(folder, size, identity_of(found.checkpoint, model), model.new_cache(), Slide.of(model.config))
 
 
 def engine_of(

@@ -12,19 +12,21 @@ from pocketgem.engine.decode import State, advance, failure
 from pocketgem.engine.inserts import begun, past_ids
 from pocketgem.engine.past_folder import PastFolder
 from pocketgem.engine.points import keep_points
-from pocketgem.engine.prefix import WHOLE, Hit, Ids, PrefixStore, Scope
+from pocketgem.engine.prefix import WHOLE, Hit, PrefixStore, Scope
+from pocketgem.engine.prefix_tree import Ids
+from pocketgem.engine.reach import Slide
 from pocketgem.engine.request import FinishReason, Request, Sampled, Sequence, checked_context
 from pocketgem.engine.sampler import make_generator
 from pocketgem.engine.scheduler import Scheduler, Turn
 from pocketgem.errors import PromptError
 from pocketgem.memory.kv_rows import kv_costs
 from pocketgem.model.gemma import Gemma
-from pocketgem.model.past import Past, Rows, Stored, Window, restore
+from pocketgem.model.past import Past, Rows, Stored, restore
 
 KEPT_BYTES = 512 << 20  # for kept pasts where nobody says, or one long past where that is more
 LONG_PAST = 8192  # tokens
 WORTH_LOADING = 64  # tokens more than memory has; fewer are read again while a file is checked
-MOST_WINDOWS = 5  # of a past on disk: the end of its first turn, and the last ones
+MOST_ENDS = 5  # to go on from in a past on disk: the end of its first turn, and the last ones
 DAMAGED = "the file that kept it is damaged"
 
 
@@ -66,7 +68,8 @@ class Engine:
         self.context = checked_context(context, model.config)
         self.scheduler = Scheduler() if scheduler is None else scheduler
         self.turn_ids, self.folder = turn_ids, folder
-        self.prefixes: PrefixStore[Rows, Window] = PrefixStore(self._usual_bytes() if kept is None else kept)
+        usual = self._usual_bytes() if kept is None else kept
+        self.prefixes: PrefixStore[Rows] = PrefixStore(usual, Slide.of(model.config))
         self.states: dict[Sequence, State] = {}
 
     def check(self, ids: Seq[int]) -> None:
@@ -130,15 +133,15 @@ class Engine:
         hit = self._longest(sequence.request, known)
         if (whole := begun(sequence.request.inserts, hit.position)) < hit.position:
             hit = self._longest(sequence.request, known[: whole + 1])
-        if hit.window is not None:
-            restore(state.cache, hit.rows, hit.window, hit.position)
+        if hit.position:
+            restore(state.cache, hit.rows, hit.slid, hit.position)
         sequence.num_computed = hit.position
         if not returns:  # what a preempted sequence finds again is its own
             sequence.num_reused, sequence.reuse_reason = hit.position, hit.reason
         while state.points and state.points[-1] <= hit.position:
             state.points.pop()
 
-    def _longest(self, request: Request, ids: Ids) -> Hit[Rows, Window]:
+    def _longest(self, request: Request, ids: Ids) -> Hit[Rows]:
         """The longest kept past: the adapter's, or the base's of what is before it."""
         hit = self._find(_scope(request, len(ids)), ids)
         if request.adapter is None or request.adapter_from <= hit.position:
@@ -146,18 +149,17 @@ class Engine:
         base = self._find(_scope(request, 0), ids[: request.adapter_from + 1])
         return base if base.position > hit.position else hit
 
-    def _find(self, scope: Scope, ids: Ids) -> Hit[Rows, Window]:
+    def _find(self, scope: Scope, ids: Ids) -> Hit[Rows]:
         """The longest kept past; one that lies on disk comes to memory first."""
         hit = self.prefixes.find(scope, ids)
         reached, entry = (0, None) if self.folder is None else self.folder.reach(scope, ids)
         if self.folder is None or entry is None or reached < hit.position + WORTH_LOADING:
             return hit
-        found = self.folder.load(entry)
-        if found is None:
+        stored = self.folder.load(entry)
+        if stored is None:
             return replace(hit, reason=DAMAGED)
-        stored = Stored(*found)
-        for window in stored.windows:
-            self._keep(scope, entry.about.ids[: window.end], stored)
+        for end in entry.about.ends:
+            self._keep(scope, entry.about.ids[:end], stored)
         return self.prefixes.find(scope, ids)
 
     def _save(self, sequence: Sequence, state: State) -> None:
@@ -165,11 +167,12 @@ class Engine:
         if self.folder is not None and sequence.error is None:
             known = _known(sequence, state, sequence.num_ids)
             scope = _scope(sequence.request, len(known))
-            ids, rows, windows = self.prefixes.way(scope, known)
-            self.folder.save(scope, ids, rows, [*windows[:1], *windows[1:][-(MOST_WINDOWS - 1) :]])
+            kept = self.prefixes.kept(scope, known)
+            ends = [*kept.ends[:1], *kept.ends[1:][-(MOST_ENDS - 1) :]]
+            self.folder.save(scope, replace(kept, ends=ends))
 
     def _keep_points(self, sequence: Sequence, state: State) -> None:
-        """Keep the past at the positions that the last step has passed: its windows are still there."""
+        """Keep the past at the positions that the last step has passed: what they see is still there."""
         while state.points and state.points[-1] <= sequence.num_computed and state.cache is not None:
             ids = state.ids[: state.points.pop()]
             self._keep(_scope(sequence.request, len(ids)), ids, Past(state.cache))

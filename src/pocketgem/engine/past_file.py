@@ -5,7 +5,8 @@
     header     JSON: who made it (weights, config, kernels), for whom (adapter, a hash of the salt), the ids, and of
                every block its size and checksum
     checksum   of all before it, 16 bytes
-    blocks     keys and values of each full layer, then those of each window, in the order of the layers
+    blocks     keys and values of each full layer, then those of the sliding layers, one stretch of tokens after the
+               other: together all that the positions see which a prompt may go on from
 
 Who reads one knows what it must hold: sizes follow from the ids and from an empty cache of the model, and a file that
 says anything else is not believed. It is read whole and checked before any of it is used.
@@ -27,21 +28,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketgem.engine.prefix import Ids, Scope
+from pocketgem.engine.prefix import Scope
+from pocketgem.engine.prefix_tree import Ids
+from pocketgem.engine.reach import Slide
 from pocketgem.errors import FormatError
-from pocketgem.memory.kv_rows import Room
 from pocketgem.model.cache import Cache, LayerStore
-from pocketgem.model.past import LayerWindow, Pair, Rows, Window
+from pocketgem.model.past import Rows, Stored
 
-MAGIC = b"pocketgem past 1"
+MAGIC = b"pocketgem past 2"
 START = len(MAGIC) + 8
+Stores = Sequence[tuple[int, LayerStore]]
 SUM = 16  # bytes of a checksum
 MAX_HEADER = 16 << 20  # a million tokens take 6 MB
 
 
 @dataclass(frozen=True, eq=False)
 class About:
-    """What the header says. ``ends``: positions of the windows, ascending; the last is the number of ids."""
+    """What the header says. ``ends``: positions to go on from, ascending; the last is the number of ids."""
 
     owner: str  # hash of the identity and the scope
     ids: Ids
@@ -77,10 +80,10 @@ def header_of(owner: str, ids: Ids, ends: Sequence[int], blocks: Sequence[memory
     return head + _sum(head)
 
 
-def blocks_of(rows: Rows, windows: Sequence[Window]) -> list[memoryview]:
+def blocks_of(past: Stored) -> list[memoryview]:
     """The bytes of a past, in order. Nothing is copied where it lies in memory."""
-    pairs = [rows.layers[index] for index in sorted(rows.layers)]
-    pairs += [(one.k, one.v) for window in windows for _, one in sorted(window.layers.items())]
+    pieces = (past.all, *past.all_slid)
+    pairs = [piece.layers[index] for piece in pieces for index in sorted(piece.layers)]
     return [_bytes(tensor) for pair in pairs for tensor in pair]
 
 
@@ -134,33 +137,27 @@ def _size(value: object) -> int:
     return value
 
 
-def read_past(file: IO[bytes], about: About, empty: Cache) -> tuple[Rows, tuple[Window, ...]]:
+def read_past(file: IO[bytes], about: About, empty: Cache, slide: Slide) -> Stored:
     """The blocks of a file whose header was just read, for a model whose empty cache is ``empty``.
 
     Raises FormatError for damage, and for blocks that are not this model's.
     """
-    blocks = iter(about.blocks)
-    stores = sorted(empty.stores.items())
-    full = {index: _pair(file, store, len(about.ids), blocks) for index, store in stores if store.room.window is None}
-    windows = [_window(file, end, stores, blocks) for end in about.ends]
+    blocks, stores = iter(about.blocks), sorted(empty.stores.items())
+    full = [(index, store) for index, store in stores if store.room.window is None]
+    sliding = [(index, store) for index, store in stores if store.room.window is not None]
+    rows = _rows(file, full, 0, len(about.ids), blocks)
+    slid = [_rows(file, sliding, first, stop, blocks) for first, stop in slide.needs(about.ends)]
     if next(blocks, None) is not None or file.read(1):
         raise FormatError("it holds more than this model would keep")
-    return Rows(len(about.ids), full), tuple(windows)
+    return Stored(rows, slid)
 
 
-def _window(
-    file: IO[bytes], end: int, stores: Sequence[tuple[int, LayerStore]], blocks: Iterator[tuple[int, bytes]]
-) -> Window:
-    layers = {}
-    for index, store in stores:
-        if (size := store.room.window) is not None:
-            first = Room.empty(size).oldest(end)
-            layers[index] = LayerWindow(size, first, *_pair(file, store, end - first, blocks))
-    return Window(end, layers)
-
-
-def _pair(file: IO[bytes], store: LayerStore, count: int, blocks: Iterator[tuple[int, bytes]]) -> Pair:
-    return _tensor(file, store, count, blocks), _tensor(file, store, count, blocks)
+def _rows(file: IO[bytes], stores: Stores, first: int, stop: int, blocks: Iterator[tuple[int, bytes]]) -> Rows:
+    count = stop - first
+    layers = {
+        index: (_tensor(file, store, count, blocks), _tensor(file, store, count, blocks)) for index, store in stores
+    }
+    return Rows(first, count, layers)
 
 
 def _tensor(file: IO[bytes], store: LayerStore, count: int, blocks: Iterator[tuple[int, bytes]]) -> Tensor:

@@ -15,7 +15,6 @@ import re
 import stat
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -24,10 +23,12 @@ import numpy as np
 
 from pocketgem.checkpoint.durable import Temporary, check_room, sweep_folder
 from pocketgem.engine.past_file import About, blocks_of, header_of, owner_of, read_about, read_past
-from pocketgem.engine.prefix import Ids, Scope
+from pocketgem.engine.prefix import Kept, Scope
+from pocketgem.engine.prefix_tree import Ids
+from pocketgem.engine.reach import Slide
 from pocketgem.errors import FormatError, InputError
 from pocketgem.model.cache import Cache
-from pocketgem.model.past import Rows, Window
+from pocketgem.model.past import Rows, Stored, gathered
 
 SUFFIX = ".past"
 SPARE = 256 << 20  # bytes left free on the disk: a full one breaks other programs
@@ -43,15 +44,13 @@ class Entry:
 
     name: str
     about: About
-    slides: int  # the least window of the model: up to here nothing has slid out
+    slide: Slide  # of the model's layers
     used: float
 
     def reaches(self, ids: Ids) -> int:
         """How many of ``ids`` it can begin, one being left to compute."""
         limit = min(_common(self.about.ids, ids), len(ids) - 1)
-        ends = [end for end in self.about.ends if end <= limit]
-        free = [min(end, limit) for end in self.about.ends if end < self.slides]
-        return max([0, *ends, *free])
+        return self.slide.best(self.slide.needs(self.about.ends), limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +58,7 @@ class Job:
     """A past to be written."""
 
     owner: str
-    ids: Ids
-    rows: Sequence[Rows]
-    windows: Sequence[Window]
+    kept: Kept[Rows]
 
 
 class PastFolder:
@@ -71,11 +68,12 @@ class PastFolder:
     file. Raises InputError for a folder that cannot be made, or that others could write to.
     """
 
-    def __init__(self, path: Path, budget: int, identity: str, empty: Cache, *, least: int = LEAST_TOKENS) -> None:
-        self.path, self.budget, self.identity, self.empty, self.least = path, budget, identity, empty, least
+    def __init__(
+        self, path: Path, budget: int, identity: str, empty: Cache, slide: Slide, *, least: int = LEAST_TOKENS
+    ) -> None:
+        self.path, self.budget, self.identity, self.least = path, budget, identity, least
+        self.empty, self.slide = empty, slide
         self.notes: deque[str] = deque(maxlen=100)
-        windows = [store.room.window for store in empty.stores.values() if store.room.window is not None]
-        self._slides = min(windows, default=1 << 62)
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._jobs: queue.Queue[Job | None] = queue.Queue(PENDING)
@@ -100,14 +98,14 @@ class PastFolder:
         position, best = max(reached, key=lambda pair: pair[0], default=(0, None))
         return position, best if position else None
 
-    def load(self, entry: Entry) -> tuple[Rows, tuple[Window, ...]] | None:
+    def load(self, entry: Entry) -> Stored | None:
         """What a file holds, once it is read whole and checked; None, with a note, when it cannot be believed."""
         try:
             with self._open(entry.name) as file:
                 about = read_about(file, os.fstat(file.fileno()).st_size)
                 if about.owner != entry.about.owner or not np.array_equal(about.ids, entry.about.ids):
                     raise FormatError("it is another past than it was")
-                found = read_past(file, about, self.empty)
+                found = read_past(file, about, self.empty, self.slide)
             with contextlib.suppress(OSError):
                 os.utime(self.path / entry.name)  # for the next process
             with self._lock:
@@ -143,22 +141,22 @@ class PastFolder:
                 with self._open(name) as file:
                     status = os.fstat(file.fileno())
                     about = read_about(file, status.st_size)
-                self._entries[name] = Entry(name, about, self._slides, status.st_mtime)
+                self._entries[name] = Entry(name, about, self.slide, status.st_mtime)
             except (OSError, FormatError) as error:
                 self._refuse(name, error)
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
-    def save(self, scope: Scope, ids: Ids, rows: Sequence[Rows], windows: Sequence[Window]) -> None:
+    def save(self, scope: Scope, kept: Kept[Rows]) -> None:
         """Have a past written soon, unless a file holds as much already. Never waits, never fails."""
-        reached, _ = self.reach(scope, np.append(ids, np.int32(-1)))
-        if len(ids) < self.least or reached == len(ids):
+        reached, _ = self.reach(scope, np.append(kept.ids, np.int32(-1)))
+        if len(kept.ids) < self.least or reached == len(kept.ids):
             return
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_all, name="pocketgem-pasts", daemon=True)
             self._writer.start()
         try:
-            self._jobs.put_nowait(Job(owner_of(self.identity, scope), ids, rows, windows))
+            self._jobs.put_nowait(Job(owner_of(self.identity, scope), kept))
         except queue.Full:
             self.notes.append(f"{self.path}: a past was not written: the disk is slower than the requests")
 
@@ -179,14 +177,16 @@ class PastFolder:
     def _write(self, job: Job) -> None:
         """Raises OSError where the disk refuses."""
         self._check_folder()
-        blocks = blocks_of(_joined(job.rows, len(job.ids)), job.windows)
-        head = header_of(job.owner, job.ids, [window.end for window in job.windows], blocks)
+        kept = job.kept
+        slid = [gathered(kept.slid, first, stop) for first, stop in self.slide.needs(kept.ends)]
+        blocks = blocks_of(Stored(gathered(kept.rows, 0, len(kept.ids)), slid))
+        head = header_of(job.owner, kept.ids, kept.ends, blocks)
         size = len(head) + sum(map(len, blocks))
         if size > self.budget:
             raise OSError(f"it has {size} bytes, and all may have {self.budget}")
         self._drop_before(job, size)
         check_room(self.path, size, SPARE)
-        name = hashlib.sha256(job.owner.encode() + job.ids.tobytes()).hexdigest()[:32] + SUFFIX
+        name = hashlib.sha256(job.owner.encode() + kept.ids.tobytes()).hexdigest()[:32] + SUFFIX
         temporary = Temporary(self.path / name, mode=0o600)
         try:
             with os.fdopen(os.dup(temporary.descriptor), "wb") as file:
@@ -201,7 +201,7 @@ class PastFolder:
         with self._open(name) as file:
             about = read_about(file, size)
         with self._lock:
-            self._entries[name] = Entry(name, about, self._slides, _now(self.path / name, 0.0))
+            self._entries[name] = Entry(name, about, self.slide, _now(self.path / name, 0.0))
 
     def _drop_before(self, job: Job, size: int) -> None:
         """Remove what the new file makes needless, then the files of least use until there is room for it."""
@@ -262,11 +262,6 @@ def _common(a: Ids, b: Ids) -> int:
 
 
 def _is_in(old: About, job: Job) -> bool:
-    """Whether a conversation went on: all windows of the old file but the last lie in what both begin with."""
+    """Whether a conversation went on: all positions of the old file but the last lie in what both begin with."""
     needed = old.ends[-2] if len(old.ends) > 1 else old.ends[-1]
-    return _common(old.ids, job.ids) >= needed
-
-
-def _joined(pieces: Sequence[Rows], count: int) -> Rows:
-    """Pieces of a past as one, of ``count`` tokens."""
-    return pieces[0].joined(pieces[1:], count) if pieces else Rows(count, {})
+    return _common(old.ids, job.kept.ids) >= needed

@@ -1,67 +1,45 @@
 """Pasts worth keeping, so that a prompt that begins like another does not read that beginning again.
 
-A tree of tokens: a node holds a run of ids with the full-attention layers' rows for them, so that pasts share what
-they have in common; at the end of a node may hang a window, all that the sliding layers know there. A prompt goes on
-from the deepest window on its way through the tree. While nothing has slid out of it, it serves any earlier position:
-windows further up that it can stand for are given up, so that a talk shorter than the window is held once, not once
-for every turn.
+They hang in a tree of tokens (``prefix_tree.py``). Full layers' rows can be cut anywhere; a prompt goes on from the
+last position on its way through the tree where the sliding layers' rows that it sees are there, too. Those are held
+for the positions that were kept, and serve whatever other position sees no more than they have.
 
 Nothing is found by a hash: tokens are compared. A scope is a tree of its own: pasts of another adapter, or of another
 caller's salt, are not there. Weights are the engine's: a store belongs to one model.
 
-Under a budget of bytes the window that was of use the longest time ago goes first, and rows that lead to no window go
-with it.
+Under a budget of bytes the position that was of use the longest time ago goes first, and with it the rows that no other
+needs.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Ids = npt.NDArray[np.int32]
-REMEMBERED = 64  # windows that went: what a request is told where it misses one
+from pocketgem.engine.prefix_tree import Ids, Node, RowsT, held, size_of, walk
+from pocketgem.engine.reach import Interval, Slide, length, without
+
+REMEMBERED = 64  # positions that went: what a request is told where it misses one
 FIRST = "first request"
 NO_MEMORY = "no memory is given to kept pasts"
 WHOLE = "prompt log-probabilities need the whole prompt"
 
-
-class RowsLike(Protocol):
-    """Rows of the full layers for a run of ids."""
-
-    @property
-    def nbytes(self) -> int: ...
-    def cut(self, at: int, /) -> tuple[Self, Self]: ...
-
-
-class WindowLike(Protocol):
-    """What sliding layers know at ``end``."""
-
-    @property
-    def end(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    def serves(self, position: int, /) -> bool: ...
-
-
-RowsT = TypeVar("RowsT", bound=RowsLike)
-WindowT = TypeVar("WindowT", bound=WindowLike)
 RowsFrom = TypeVar("RowsFrom", covariant=True)
-WindowFrom = TypeVar("WindowFrom", covariant=True)
 
 
-class PastLike(Protocol[RowsFrom, WindowFrom]):
-    """A sequence's cache, as ``model/past.py`` takes pieces of it."""
+class PastLike(Protocol[RowsFrom]):
+    """A sequence's cache, as pieces are taken of it: ``slid`` of the sliding layers, ``rows`` of the others."""
 
     def rows_bytes(self, count: int, /) -> int: ...
-    def rows(self, start: int, stop: int, /) -> RowsFrom: ...
-    def window_bytes(self, end: int, /) -> int: ...
-    def window(self, end: int, /) -> WindowFrom | None: ...
+    def rows(self, first: int, stop: int, /) -> RowsFrom: ...
+    def slid_bytes(self, count: int, /) -> int: ...
+    def slid(self, first: int, stop: int, /) -> RowsFrom: ...
+    def knows(self, first: int, stop: int, /) -> bool: ...
 
 
 class Scope(NamedTuple):
@@ -71,51 +49,61 @@ class Scope(NamedTuple):
     salt: str | None = None
 
 
-@dataclass(eq=False)
-class Node(Generic[RowsT, WindowT]):
-    """A run of ids after its parent's. The root of a scope has none."""
-
-    ids: Ids
-    rows: RowsT | None
-    parent: Node[RowsT, WindowT] | None
-    children: dict[int, Node[RowsT, WindowT]] = field(default_factory=dict)
-    window: WindowT | None = None
-    used: int = 0  # when the window was of use last
-
-    def way(self) -> list[Node[RowsT, WindowT]]:
-        """From below the root to here."""
-        node, found = self, list[Node[RowsT, WindowT]]()
-        while node.parent is not None:
-            found.append(node)
-            node = node.parent
-        return found[::-1]
-
-    def below(self) -> Iterator[Node[RowsT, WindowT]]:
-        """This node and all under it."""
-        todo = [self]
-        while todo:
-            node = todo.pop()
-            todo += node.children.values()
-            yield node
-
-
 @dataclass(frozen=True)
-class Hit(Generic[RowsT, WindowT]):
+class Hit(Generic[RowsT]):
     """The longest past of use: ``position`` tokens of it, in these pieces. 0: none. ``reason``: why no more, if so."""
 
     position: int
     rows: list[RowsT]
-    window: WindowT | None
+    slid: list[RowsT]
     reason: str | None
 
 
-class PrefixStore(Generic[RowsT, WindowT]):
-    """Kept pasts in at most ``budget`` bytes. Only the engine's thread uses it; others may look at the counts."""
+@dataclass(frozen=True)
+class Kept(Generic[RowsT]):
+    """What is kept of some ids up to the last kept position on their way, and which positions are."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    ids: Ids
+    rows: list[RowsT]
+    slid: list[RowsT]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class _Wish(Generic[RowsT]):
+    """A past that is to be kept. ``deepest``: the last node that has some of it."""
+
+    ids: Ids
+    past: PastLike[RowsT]
+    deepest: Node[RowsT]
+    common: int  # ids that the tree has
+    missing: list[Interval]  # rows of sliding layers that it has not
+
+    @property
+    def end(self) -> int:
+        return len(self.ids)
+
+    @property
+    def head_bytes(self) -> int:
+        """Of all that is new but the sliding layers' rows."""
+        more = self.end - self.common
+        return self.past.rows_bytes(more) + self.ids.itemsize * more
+
+    @property
+    def nbytes(self) -> int:
+        return self.head_bytes + self.past.slid_bytes(length(self.missing))
+
+
+class PrefixStore(Generic[RowsT]):
+    """Kept pasts in at most ``budget`` bytes, of a model whose layers slide so.
+
+    Only the engine's thread uses it; others may look at the counts.
+    """
+
+    def __init__(self, budget: int, slide: Slide) -> None:
+        self.budget, self.slide = budget, slide
         self.nbytes = self.tokens = 0
-        self.roots: dict[Scope, Node[RowsT, WindowT]] = {}
+        self.roots: dict[Scope, Node[RowsT]] = {}
         self._clock = 0
         self._dropped: OrderedDict[bytes, tuple[Scope, int]] = OrderedDict()
 
@@ -127,33 +115,31 @@ class PrefixStore(Generic[RowsT, WindowT]):
 
     # ---- finding ---------------------------------------------------------------------------------------------------
 
-    def find(self, scope: Scope, ids: Ids) -> Hit[RowsT, WindowT]:
+    def find(self, scope: Scope, ids: Ids) -> Hit[RowsT]:
         """The longest kept past that begins ``ids``; one id is always left to compute."""
         root = self.roots.get(scope)
         if root is None:
-            return Hit(0, [], None, self._stranger(scope, ids))
-        last, partial, common = _walk(root, ids)
-        position, found = self._best(last, partial, min(common, len(ids) - 1))
+            return Hit(0, [], [], self._stranger(scope, ids))
+        last, partial, common = walk(root, ids)
+        nodes = (partial or last).way()
+        position = self.slide.best(held(nodes), min(common, len(ids) - 1))
         reason = self._reason(scope, ids, common, position)
-        if found is None:
-            return Hit(0, [], None, reason)
-        found.used = self._tick()
-        pieces = [*last.way(), *([] if partial is None else [partial])]
-        return Hit(position, [node.rows for node in pieces if node.rows is not None], found.window, reason)
+        if not position:
+            return Hit(0, [], [], reason)
+        self._use(nodes, position)
+        rows = [node.rows for node in nodes if node.rows is not None]
+        return Hit(position, rows, [node.slid for node in nodes if node.slid is not None], reason)
 
-    def _best(
-        self, last: Node[RowsT, WindowT], partial: Node[RowsT, WindowT] | None, limit: int
-    ) -> tuple[int, Node[RowsT, WindowT] | None]:
-        """The deepest position up to ``limit`` that a window serves, on the way or, where nothing slid, beyond."""
-        beyond = [partial] if partial is not None else last.children.values()
-        nodes = [*last.way(), *(node for child in beyond for node in child.below())]
-        best, found = 0, None
+    def _use(self, nodes: Sequence[Node[RowsT]], position: int) -> None:
+        """Whatever lends rows to a position on this way was of use: kept ones behind it that it sees, and the next."""
+        self._clock += 1
+        oldest = self.slide.oldest(position)
         for node in nodes:
-            if node.window is not None:
-                position = min(node.window.end, limit)
-                if position > best and node.window.serves(position):
-                    best, found = position, node
-        return best, found
+            if oldest < node.end < position and node.kept:
+                node.used = self._clock
+        at = next(node for node in nodes if node.end >= position)
+        if (nearest := at.nearest()) is not None:
+            nearest.used = self._clock
 
     def _stranger(self, scope: Scope, ids: Ids) -> str | None:
         if len(ids) < 2:
@@ -177,7 +163,7 @@ class PrefixStore(Generic[RowsT, WindowT]):
     def _elsewhere(self, scope: Scope, ids: Ids, known: int) -> str | None:
         """Whether another adapter's past would have gone on. Never of another salt: that is nobody else's business."""
         others = (root for other, root in self.roots.items() if other.salt == scope.salt and other != scope)
-        return "another adapter's past is kept" if any(_walk(root, ids)[2] > known for root in others) else None
+        return "another adapter's past is kept" if any(walk(root, ids)[2] > known for root in others) else None
 
     def _lost(self, scope: Scope, ids: Ids, known: int) -> str | None:
         ends = {end for other, end in self._dropped.values() if other == scope and known < end < len(ids)}
@@ -186,106 +172,123 @@ class PrefixStore(Generic[RowsT, WindowT]):
                 return f"the past kept up to token {end} was dropped for memory"
         return None
 
-    def way(self, scope: Scope, ids: Ids) -> tuple[Ids, list[RowsT], list[WindowT]]:
-        """What is kept of ``ids`` up to the last window on their way: (its ids, rows, windows)."""
+    def kept(self, scope: Scope, ids: Ids) -> Kept[RowsT]:
+        """What there is of ``ids`` up to the last kept position on their way."""
         root = self.roots.get(scope)
-        if root is None:
-            return ids[:0], [], []
-        last, _, _ = _walk(root, ids)
-        while last.parent is not None and last.window is None:
-            last = last.parent
-        nodes = last.way()
-        rows = [node.rows for node in nodes if node.rows is not None]
-        return ids[: _length(last)], rows, [node.window for node in nodes if node.window is not None]
+        nodes = [] if root is None else walk(root, ids)[0].way()
+        while nodes and not nodes[-1].kept:
+            nodes.pop()
+        return Kept(
+            ids[: nodes[-1].end if nodes else 0],
+            [node.rows for node in nodes if node.rows is not None],
+            [node.slid for node in nodes if node.slid is not None],
+            [node.end for node in nodes if node.kept],
+        )
 
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
-    def keep(self, scope: Scope, ids: Ids, past: PastLike[RowsT, WindowT], *, modest: bool = False) -> bool:
-        """Keep the past of ``ids``, the first ones of ``past``. False where there is no room, or its window is gone.
+    def keep(self, scope: Scope, ids: Ids, past: PastLike[RowsT], *, modest: bool = False) -> bool:
+        """Keep the past of ``ids``, the first ones of ``past``. False where there is no room, or some of it is gone.
 
-        modest: no window on the way to it is given up for it.
+        modest: no position on the way to it is given up for it.
         """
         if not self.budget or not len(ids):
             return False
-        root = self.roots.setdefault(scope, Node(ids[:0], None, None))
-        last, partial, common = _walk(root, ids)
-        reached, standing = self._best(last, partial, common)
-        if standing is not None and reached == len(ids):
-            standing.used = self._tick()
+        root = self.roots.setdefault(scope, Node(ids[:0]))
+        last, partial, common = walk(root, ids)
+        nodes, end = (partial or last).way(), len(ids)
+        there = held(nodes)
+        if common == end and self.slide.best(there, end) == end:
+            self._use(nodes, end)
             return True
-        more = len(ids) - common
-        needed = past.rows_bytes(more) + past.window_bytes(len(ids)) + ids.itemsize * more
-        deepest = last if partial is None else partial
-        window = past.window(len(ids)) if self._make_room(needed, deepest, modest) else None
-        if window is None:
-            self._prune(deepest)
-            self._forget_empty()
-            return False
-        last = last if partial is None else self._split(partial, common - _length(last))
-        self._hang(last, ids[common:], past, common, window)
+        there = [(first, min(stop, common)) for first, stop in there if first < common]
+        missing = without((self.slide.oldest(end), end), there)
+        wish = _Wish(ids, past, partial or last, common, missing)
+        fits = all(past.knows(first, stop) for first, stop in missing) and self._make_room(wish, modest)
+        if fits:
+            self._take(wish, last, partial)
+        else:
+            self._prune(wish.deepest)
         self._forget_empty()
-        return True
+        return fits
 
-    def _hang(
-        self, last: Node[RowsT, WindowT], ids: Ids, past: PastLike[RowsT, WindowT], start: int, window: WindowT
-    ) -> None:
-        node = last
-        if len(ids):
-            node = Node(ids.copy(), past.rows(start, start + len(ids)), last)
-            last.children[int(ids[0])] = node
+    def _take(self, wish: _Wish[RowsT], last: Node[RowsT], partial: Node[RowsT] | None) -> None:
+        """Make the place, then copy, then hang it all up: a copy that fails leaves everything as it was."""
+        place = last if partial is None else self._split(partial, wish.common)
+        pieces = [(node, self._filled(node, wish)) for node in place.way()]
+        if wish.common < wish.end:
+            ids, first = wish.ids[wish.common :].copy(), max(wish.common, self.slide.oldest(wish.end))
+            slid = wish.past.slid(first, wish.end) if first < wish.end else None
+            node = Node(ids, wish.common, wish.past.rows(wish.common, wish.end), slid)
+            place.hang(node)
             self._count(node, 1)
-        node.window, node.used = window, self._tick()
-        self.nbytes += window.nbytes
-        self._supersede(node.way()[:-1], window)
+            place = node
+        for node, slid in pieces:
+            self.nbytes += size_of(slid) - size_of(node.slid)
+            node.slid = slid
+        place.kept = True
+        self._use([place], wish.end)
 
-    def _supersede(self, way: list[Node[RowsT, WindowT]], window: WindowT) -> None:
-        """Give up the windows on the way to one that can stand for them."""
-        for node in way:
-            if node.window is not None and window.serves(node.window.end):
-                self.nbytes -= node.window.nbytes
-                node.window = None
+    def _filled(self, node: Node[RowsT], wish: _Wish[RowsT]) -> RowsT | None:
+        """The sliding layers' rows of a node with those that the new past needs."""
+        first = max(node.start, self.slide.oldest(wish.end))
+        there = node.end if node.slid is None else node.slid.first
+        if first >= there:
+            return node.slid
+        more = wish.past.slid(first, there)
+        return more if node.slid is None else more.joined([node.slid])
 
-    def _split(self, node: Node[RowsT, WindowT], at: int) -> Node[RowsT, WindowT]:
-        """Cut a node in two; returns the upper one, which is new."""
-        assert node.rows is not None and node.parent is not None  # noqa: PT018 - only a root has none
-        head, tail = node.rows.cut(at)
-        upper = Node(node.ids[:at].copy(), head, node.parent, {int(node.ids[at]): node})
-        node.parent.children[int(node.ids[0])] = upper
-        node.ids, node.rows, node.parent = node.ids[at:].copy(), tail, upper
+    def _split(self, node: Node[RowsT], at: int) -> Node[RowsT]:
+        before = node.nbytes
+        upper = node.split(at)
+        self.nbytes += upper.nbytes + node.nbytes - before
         return upper
 
     # ---- making room -----------------------------------------------------------------------------------------------
 
-    def _make_room(self, needed: int, deepest: Node[RowsT, WindowT], modest: bool) -> bool:
-        """Give up windows until ``needed`` bytes are free; the way to ``deepest`` stays."""
-        way = set(deepest.way())
-        if self._fixed(way, modest) + needed > self.budget:
+    def _make_room(self, wish: _Wish[RowsT], modest: bool) -> bool:
+        """Give up kept positions until there is room; what the wish needs of the way to it stays."""
+        way = wish.deepest.way()
+        if self._least(way, wish, modest) > self.budget:
             return False
-        while self.nbytes + needed > self.budget:
-            nodes = [node for root in self.roots.values() for node in root.below() if node.window is not None]
+        while self.nbytes + wish.nbytes > self.budget:
+            nodes = [node for root in self.roots.values() for node in root.below() if node.kept]
             off = [node for node in nodes if node not in way]
             victims = off or ([] if modest else nodes)
             if not victims:
                 return False
-            self._drop(min(victims, key=lambda node: node.used), way)
+            self._drop(min(victims, key=lambda node: node.used), way, wish.end)
         return True
 
-    def _fixed(self, way: set[Node[RowsT, WindowT]], modest: bool) -> int:
-        """Bytes that stay whatever is given up: nothing is given up in vain."""
-        rows = sum(_bytes(node) for node in way)
-        windows = sum(node.window.nbytes for node in way if node.window is not None) if modest else 0
-        return rows + windows
+    def _least(self, way: Sequence[Node[RowsT]], wish: _Wish[RowsT], modest: bool) -> int:
+        """Bytes that there will be whatever is given up: nothing is given up in vain."""
+        rows = sum(node.ids.nbytes + size_of(node.rows) for node in way)
+        ends = [node.end for node in way if node.kept] if modest else []
+        return rows + wish.head_bytes + wish.past.slid_bytes(length(self.slide.needs([*ends, wish.end])))
 
-    def _drop(self, node: Node[RowsT, WindowT], way: set[Node[RowsT, WindowT]]) -> None:
-        assert node.window is not None  # callers choose among those that have one
+    def _drop(self, node: Node[RowsT], way: Sequence[Node[RowsT]], end: int) -> None:
+        """Keep a position no longer. ``end``: one that is about to be kept, at the end of ``way``."""
         self._remember(node)
-        self.nbytes -= node.window.nbytes
-        node.window = None
+        node.kept = False
+        for one in reversed(node.way()):
+            if one.end <= self.slide.oldest(node.end):
+                break
+            self._trim(one, end if one in way else None)
         self._prune(node, way)
 
-    def _prune(self, node: Node[RowsT, WindowT], way: set[Node[RowsT, WindowT]] | None = None) -> None:
-        """Take away nodes that lead to no window, from here up."""
-        while node.parent is not None and node.window is None and not node.children and node not in (way or ()):
+    def _trim(self, node: Node[RowsT], end: int | None) -> None:
+        """Let go of sliding layers' rows that nothing at or below a node needs, nor ``end``."""
+        nearest = node.nearest()
+        ends = [one for one in (end, None if nearest is None else nearest.end) if one is not None]
+        first = max(node.start, self.slide.oldest(min(ends))) if ends else node.end
+        if node.slid is not None and node.slid.first < first:
+            slid = node.slid.piece(first, node.end) if first < node.end else None
+            self.nbytes += size_of(slid) - size_of(node.slid)
+            node.slid = slid
+
+    def _prune(self, node: Node[RowsT], way: Sequence[Node[RowsT]] = ()) -> None:
+        """Take away nodes that lead to no kept position, from here up."""
+        while node.parent is not None and not node.kept and not node.children and node not in way:
             del node.parent.children[int(node.ids[0])]
             self._count(node, -1)
             node = node.parent
@@ -294,45 +297,16 @@ class PrefixStore(Generic[RowsT, WindowT]):
         for scope in [scope for scope, root in self.roots.items() if not root.children]:
             del self.roots[scope]
 
-    def _remember(self, node: Node[RowsT, WindowT]) -> None:
-        ids = np.concatenate([one.ids for one in node.way()])
-        self._dropped[_fingerprint(self._scope_of(node), ids)] = (self._scope_of(node), len(ids))
+    def _remember(self, node: Node[RowsT]) -> None:
+        way = node.way()
+        scope = next(scope for scope, root in self.roots.items() if root is way[0].parent)
+        self._dropped[_fingerprint(scope, np.concatenate([one.ids for one in way]))] = (scope, node.end)
         while len(self._dropped) > REMEMBERED:
             self._dropped.popitem(last=False)
 
-    def _scope_of(self, node: Node[RowsT, WindowT]) -> Scope:
-        root = node.way()[0].parent
-        return next(scope for scope, one in self.roots.items() if one is root)
-
-    def _count(self, node: Node[RowsT, WindowT], sign: int) -> None:
-        self.nbytes += sign * _bytes(node)
+    def _count(self, node: Node[RowsT], sign: int) -> None:
+        self.nbytes += sign * node.nbytes
         self.tokens += sign * len(node.ids)
-
-    def _tick(self) -> int:
-        self._clock += 1
-        return self._clock
-
-
-def _walk(root: Node[RowsT, WindowT], ids: Ids) -> tuple[Node[RowsT, WindowT], Node[RowsT, WindowT] | None, int]:
-    """(the last node that ``ids`` pass whole, the one they enter after it and leave before its end, ids in common)."""
-    node, at = root, 0
-    while at < len(ids) and (child := node.children.get(int(ids[at]))) is not None:
-        count = min(len(child.ids), len(ids) - at)
-        differs = np.flatnonzero(child.ids[:count] != ids[at : at + count])
-        same = int(differs[0]) if len(differs) else count
-        at += same
-        if same < len(child.ids):
-            return node, child, at
-        node = child
-    return node, None, at
-
-
-def _length(node: Node[RowsT, WindowT]) -> int:
-    return sum(len(one.ids) for one in node.way())
-
-
-def _bytes(node: Node[RowsT, WindowT]) -> int:
-    return node.ids.nbytes + (0 if node.rows is None else node.rows.nbytes)
 
 
 def _fingerprint(scope: Scope, ids: Ids) -> bytes:

@@ -1,19 +1,18 @@
 """Pieces of a past that outlive their sequence, and a new cache made of them.
 
-Full-attention layers can be cut at any token: their rows are kept in segments that several pasts share. Sliding layers
-forget, so what they still know at one position, the rows of their windows before it, is kept as a whole.
+A piece has the keys and values of some layers at positions in a row: of the full layers, which can be cut at any token,
+or of the sliding ones, which have only what they have not forgotten yet. Several pasts share pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pocketgem.errors import RunError
-from pocketgem.memory.kv_rows import Room
 from pocketgem.model.cache import Cache, LayerStore
 
 Pair = tuple[Tensor, Tensor]  # keys and values, each [rows, kv_heads, head_dim]
@@ -21,81 +20,85 @@ Pair = tuple[Tensor, Tensor]  # keys and values, each [rows, kv_heads, head_dim]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Keys and values of the full layers at ``count`` positions in a row. Never written to."""
+    """Keys and values of some layers at ``count`` positions from ``first`` on. Never written to."""
 
+    first: int
     count: int
     layers: Mapping[int, Pair]
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.count
 
     @property
     def nbytes(self) -> int:
         return sum(k.nbytes + v.nbytes for k, v in self.layers.values())
 
-    def joined(self, others: Sequence[Rows], count: int) -> Rows:
-        """The first ``count`` positions of these and the others', which follow."""
+    def piece(self, first: int, stop: int) -> Rows:
+        """These positions of it, in memory of their own: one may go and the other stay."""
+        rows = slice(first - self.first, stop - self.first)
+        layers = {index: (k[rows].clone(), v[rows].clone()) for index, (k, v) in self.layers.items()}
+        return Rows(first, stop - first, layers)
+
+    def joined(self, others: Sequence[Rows]) -> Rows:
+        """These and the others, each of which begins where the one before ends, as one."""
         pieces = [self, *others]
         layers = {
-            index: tuple(torch.cat([piece.layers[index][i] for piece in pieces])[:count] for i in range(2))
+            index: (
+                torch.cat([one.layers[index][0] for one in pieces]),
+                torch.cat([one.layers[index][1] for one in pieces]),
+            )
             for index in self.layers
         }
-        return Rows(count, {index: (k, v) for index, (k, v) in layers.items()})
-
-    def cut(self, at: int) -> tuple[Rows, Rows]:
-        """The first ``at`` and the others, in memory of their own: one may go and the other stay."""
-        head = {index: (k[:at].clone(), v[:at].clone()) for index, (k, v) in self.layers.items()}
-        tail = {index: (k[at:].clone(), v[at:].clone()) for index, (k, v) in self.layers.items()}
-        return Rows(at, head), Rows(self.count - at, tail)
+        return Rows(self.first, sum(one.count for one in pieces), layers)
 
 
-@dataclass(frozen=True, eq=False)
-class LayerWindow:
-    """What one sliding layer knows: rows from position ``first`` on. ``size``: its window."""
-
-    size: int
-    first: int
-    k: Tensor
-    v: Tensor
-
-    def oldest(self, position: int) -> int:
-        """The first row that a query at ``position`` sees."""
-        return Room(self.size, None, 0, 0).oldest(position)
+def gathered(pieces: Sequence[Rows], first: int, stop: int) -> Rows:
+    """These positions out of pieces that ascend. Raises RunError for a gap."""
+    layers: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    for piece, rows in _overlaps(pieces, first, stop):
+        for index, (k, v) in piece.layers.items():
+            keys, values = layers.setdefault(index, ([], []))
+            keys.append(k[rows])
+            values.append(v[rows])
+    return Rows(first, stop - first, {index: (torch.cat(k), torch.cat(v)) for index, (k, v) in layers.items()})
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
-    """What the sliding layers know at position ``end``. Never written to."""
-
-    end: int
-    layers: Mapping[int, LayerWindow]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers.values())
-
-    def serves(self, position: int) -> bool:
-        """Whether a sequence can go on from ``position`` with it: its end, or before it while nothing slid out."""
-        return position <= self.end and all(layer.first <= layer.oldest(position) for layer in self.layers.values())
+def _overlaps(pieces: Sequence[Rows], first: int, stop: int) -> Iterator[tuple[Rows, slice]]:
+    """The pieces that have these positions, and which rows of each. Raises RunError at a gap."""
+    at = first
+    for piece in pieces:
+        if piece.first <= at < min(piece.stop, stop):
+            end = min(piece.stop, stop)
+            yield piece, slice(at - piece.first, end - piece.first)
+            at = end
+    if at < stop:
+        raise RunError(f"a kept past has no rows of token {at}")
 
 
-@dataclass(frozen=True, eq=False)
 class Stored:
-    """A past that was read from somewhere, as something to take pieces of like ``Past``."""
+    """A past that was read from somewhere, as something to take pieces of like ``Past``.
 
-    all: Rows
-    windows: Sequence[Window]
+    rows: of the full layers, from the first token on. slid: of the sliding ones, ascending.
+    """
+
+    def __init__(self, rows: Rows, slid: Sequence[Rows]) -> None:
+        self.all, self.all_slid = rows, slid
 
     def rows_bytes(self, count: int) -> int:
         return self.all.nbytes // max(self.all.count, 1) * count
 
-    def rows(self, start: int, stop: int) -> Rows:
-        layers = {index: (k[start:stop].clone(), v[start:stop].clone()) for index, (k, v) in self.all.layers.items()}
-        return Rows(stop - start, layers)
+    def rows(self, first: int, stop: int) -> Rows:
+        return self.all.piece(first, stop)
 
-    def window_bytes(self, end: int) -> int:
-        found = self.window(end)
-        return 0 if found is None else found.nbytes
+    def slid_bytes(self, count: int) -> int:
+        return sum(one.nbytes for one in self.all_slid) // max(sum(one.count for one in self.all_slid), 1) * count
 
-    def window(self, end: int) -> Window | None:
-        return next((window for window in self.windows if window.end == end), None)
+    def slid(self, first: int, stop: int) -> Rows:
+        return gathered(self.all_slid, first, stop)
+
+    def knows(self, first: int, stop: int) -> bool:
+        return any(one.first <= first and stop <= one.stop for one in self.all_slid)
 
 
 class Past:
@@ -111,60 +114,49 @@ class Past:
         """Bytes of the full layers' rows at ``count`` positions."""
         return sum(store.row_bytes * count for store in self._full.values())
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def rows(self, first: int, stop: int) -> Rows:
         """A copy of the full layers' rows at these positions."""
-        return Rows(stop - start, {index: _copied(store, start, stop) for index, store in self._full.items()})
+        return Rows(first, stop - first, {index: _copied(store, first, stop) for index, store in self._full.items()})
 
-    def window_bytes(self, end: int) -> int:
-        """Bytes of a window there."""
-        return sum(store.row_bytes * (end - store.room.oldest(end)) for store in self._sliding.values())
+    def slid_bytes(self, count: int) -> int:
+        """Bytes of the sliding layers' rows at ``count`` positions."""
+        return sum(store.row_bytes * count for store in self._sliding.values())
 
-    def window(self, end: int) -> Window | None:
-        """A copy of what the sliding layers know at ``end``; None when that is gone already."""
-        stores = self._sliding
-        if any(store.room.first > store.room.oldest(end) for store in stores.values()) or end > self.length:
-            return None
-        return Window(end, {index: _window(store, end) for index, store in stores.items()})
+    def slid(self, first: int, stop: int) -> Rows:
+        """A copy of the sliding layers' rows at these positions, which they know."""
+        return Rows(first, stop - first, {index: _copied(store, first, stop) for index, store in self._sliding.items()})
+
+    def knows(self, first: int, stop: int) -> bool:
+        """Whether the sliding layers still have the rows of all these positions."""
+        return stop <= self.length and all(store.room.first <= first for store in self._sliding.values())
 
 
-def restore(cache: Cache, rows: Sequence[Rows], window: Window, length: int) -> Cache:
+def restore(cache: Cache, rows: Sequence[Rows], slid: Sequence[Rows], length: int) -> Cache:
     """Fill an empty cache with the first ``length`` tokens of a past. Nothing is shared with the pieces.
 
-    Raises RunError when they do not fit it or each other: nothing half-filled is ever used.
+    rows, slid: pieces of the full and of the sliding layers, ascending. Raises RunError when they do not have all that
+    is needed; nothing was filled then.
     """
-    if sum(piece.count for piece in rows) < length or not window.serves(length):
-        raise RunError(f"a kept past does not reach to token {length}")
+    parts = {index: list(_overlaps(*_wanted(store, rows, slid, length))) for index, store in cache.stores.items()}
     for index, store in cache.stores.items():
-        if store.room.window is None:
-            _fill_full(store, [piece.layers[index] for piece in rows], length)
-        else:
-            _fill_sliding(store, window.layers[index], length)
+        first = store.room.oldest(length)
+        store.begin(first, length - first)
+        at = 0
+        for piece, where in parts[index]:
+            k, v = (tensor[where] for tensor in piece.layers[index])
+            store.k[at : at + len(k)].copy_(k)
+            store.v[at : at + len(v)].copy_(v)
+            at += len(k)
     cache.length = length
     return cache
 
 
-def _fill_full(store: LayerStore, pieces: Sequence[Pair], length: int) -> None:
-    slot, at = store.reserve(0, length), 0
-    for k, v in pieces:
-        count = min(len(k), length - at)
-        slot.k[at : at + count].copy_(k[:count])
-        slot.v[at : at + count].copy_(v[:count])
-        at += count
+def _wanted(
+    store: LayerStore, rows: Sequence[Rows], slid: Sequence[Rows], length: int
+) -> tuple[Sequence[Rows], int, int]:
+    return rows if store.room.window is None else slid, store.room.oldest(length), length
 
 
-def _fill_sliding(store: LayerStore, kept: LayerWindow, length: int) -> None:
-    first = store.room.oldest(length)
-    store.begin(first, length - first)
-    rows = slice(first - kept.first, length - kept.first)
-    store.k[: length - first].copy_(kept.k[rows])
-    store.v[: length - first].copy_(kept.v[rows])
-
-
-def _copied(store: LayerStore, start: int, stop: int) -> Pair:
-    rows = slice(start - store.room.first, stop - store.room.first)
+def _copied(store: LayerStore, first: int, stop: int) -> Pair:
+    rows = slice(first - store.room.first, stop - store.room.first)
     return store.k[rows].clone(), store.v[rows].clone()
-
-
-def _window(store: LayerStore, end: int) -> LayerWindow:
-    first = store.room.oldest(end)
-    return LayerWindow(store.room.window or 0, first, *_copied(store, first, end))
