@@ -1,10 +1,12 @@
 // Attention and row functions, as Python sees them. pocketgem/kernels checked the addresses and sizes that arrive.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -96,6 +98,28 @@ void add_rows(Kernels& k, Address x, Address y, long rows, long n) {
     over_rows(k, rows, n, [&](long i) { k.set.element.add(at<float>(x) + i, at<const float>(y) + i, n); });
 }
 
+// Of each row where its largest number is, the first of equals; None where some are not finite.
+std::vector<std::optional<long>> peak_rows(Kernels& k, Address x, long rows, long n) {
+    const long parts = (n + kNumbersATask - 1) / kNumbersATask;
+    std::vector<Peak> found(static_cast<std::size_t>(rows * parts));
+    {
+        nb::gil_scoped_release unlocked;
+        k.pool.run(rows * parts, [&](long task) {
+            const long from = task % parts * kNumbersATask;
+            Peak& peak = found[static_cast<std::size_t>(task)];
+            peak = k.set.element.peak(at<const float>(x) + task / parts * n + from, std::min(kNumbersATask, n - from));
+            peak.at += from;
+        });
+    }
+    std::vector<std::optional<long>> ids;
+    for (auto row = found.begin(); row != found.end(); row += parts) {
+        const bool finite = std::all_of(row, row + parts, [](const Peak& one) { return one.finite; });
+        const auto best = std::max_element(row, row + parts, [](auto& a, auto& b) { return a.value < b.value; });
+        ids.push_back(finite ? std::optional<long>(best->at) : std::nullopt);
+    }
+    return ids;
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& module) {
@@ -106,6 +130,7 @@ void bind_attention(nb::module_& module) {
                nb::arg("sin"), nb::arg("positions"), nb::arg("last"), nb::arg("rows"), nb::arg("heads"),
                nb::arg("kv_heads"), nb::arg("dim"), nb::arg("window"), nb::arg("scale"), nb::arg("spans"),
                nb::arg("out"));
+    module.def("peaks", &peak_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("rows"), nb::arg("n"));
     module.def("norm", &norm_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"),
                nb::arg("n"), nb::arg("eps"));
     module.def("add_norm", &add_norm_rows, nb::arg("kernels"), nb::arg("x"), nb::arg("y"), nb::arg("weight"),

@@ -1,7 +1,15 @@
-// What stands between two matrix products: norms, the gated unit, the soft cap. One row a call, any length.
+// What stands between two matrix products, and behind the last: norms, the gated unit, the soft cap, the largest logit.
+// One row a call, any length.
 #pragma once
 
 namespace pocketgem {
+
+// The largest number of a row and the first place it is at, where all are finite; else nothing but that they are not.
+struct Peak {
+    float value;
+    long at;
+    bool finite;
+};
 
 // `out` may be `x` (or `gate`, or `up`). A NaN in a row gives NaN, never anything else's value.
 struct ElementKernels {
@@ -19,6 +27,8 @@ struct ElementKernels {
 
     // x = x + y
     void (*add)(float* x, const float* y, long n);
+
+    Peak (*peak)(const float* x, long n);
 };
 
 }  // namespace pocketgem

@@ -113,7 +113,38 @@ void add_row(float* x, const float* y, long n) {
     along(n, [&](long i, auto at) { at.store(x + i, at.load(x + i) + at.load(y + i)); });
 }
 
-constexpr ElementKernels kElement = {norm_row, add_norm_row, geglu_row, softcap_row, add_row};
+// The row is read once: its largest block is remembered, and only that one is searched. A number that is not finite
+// makes a NaN of zero.
+Peak peak_row(const float* x, long n) {
+    constexpr long kBlock = 1024;
+    const F low = set(-__builtin_inff());
+    F odd[4] = {zeros(), zeros(), zeros(), zeros()};
+    float rest = 0;
+    Peak best{-__builtin_inff(), 0, false};
+    for (long from = 0; from < n; from += kBlock) {
+        const long to = n - from < kBlock ? n : from + kBlock, fours = from + (to - from) / 64 * 64;
+        F tops[4] = {low, low, low, low};
+        for (long i = from; i < fours; i += 64)
+            for (int j = 0; j < 4; ++j) {
+                const F value = load(x + i + 16 * j);
+                tops[j] = larger(tops[j], value);
+                odd[j] = fma(value, zeros(), odd[j]);
+            }
+        float lanes[16], top = best.value;
+        store(lanes, larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
+        for (const float lane : lanes) top = lane > top ? lane : top;
+        for (long i = fours; i < to; ++i) {
+            top = x[i] > top ? x[i] : top;
+            rest += x[i] * 0.0f;
+        }
+        if (top > best.value) best = {top, from, false};
+    }
+    while (best.at + 1 < n && x[best.at] != best.value) ++best.at;
+    best.finite = sum((odd[0] + odd[1]) + (odd[2] + odd[3])) + rest == 0;
+    return best;
+}
+
+constexpr ElementKernels kElement = {norm_row, add_norm_row, geglu_row, softcap_row, add_row, peak_row};
 
 }  // namespace
 }  // namespace pocketgem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -327,6 +328,18 @@ def test_softcap_of_extremes(one: Any) -> None:
     expected = ops.softcap(x, 30.0)
     native.softcap(one, x.data_ptr(), 1, len(x), 30.0)
     torch.testing.assert_close(x, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_peaks_equal_the_plain_ones(one: Any) -> None:
+    """The first of equals, whatever thread has it; None where one number is not finite."""
+    for n in (1, 63, 64, 1000, 1025, 70_000):
+        x = torch.randn(12, n).mul(4).round()
+        for row, value in enumerate((math.nan, math.inf, -math.inf)):
+            x[row, torch.randint(n, ())] = value
+        x[3] = -2.0
+        found = native.peaks(one, x.data_ptr(), *x.shape)
+        assert found == ops.peaks(x)
+        assert found[:4] == [None, None, None, 0]
 
 
 def test_add(one: Any) -> None:

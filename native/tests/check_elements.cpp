@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "reference.h"
@@ -54,6 +55,23 @@ void check_gates(const ElementKernels& element, Random& random, long n, float si
                       out[i]);
 }
 
+void check_peaks(const ElementKernels& element, Random& random, long n, Report& report) {
+    std::vector<float> x = random.floats(n, 3.0f);
+    const auto first = [&] { return std::max_element(x.begin(), x.end()) - x.begin(); };
+    const auto found = [&] { return element.peak(x.data(), n); };
+    report.expect(found().finite && found().at == first(), "peak at %ld, not %ld", found().at, first());
+    for (float& value : x) value = -std::fabs(std::round(value));  // many equal ones, none above zero
+    report.expect(found().finite && found().at == first(), "of equal peaks %ld, not %ld", found().at, first());
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                            -std::numeric_limits<float>::infinity()})
+        for (const long at : {0l, n / 2, n - 1}) {
+            const float before = x[static_cast<std::size_t>(at)];
+            x[static_cast<std::size_t>(at)] = bad;
+            report.expect(!found().finite, "%g at %ld of %ld passes for finite", bad, at, n);
+            x[static_cast<std::size_t>(at)] = before;
+        }
+}
+
 void check_limits(const ElementKernels& element, Report& report) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
     const std::vector<float> gate = {kNan, 1, 1e30f, 100, kInfinity, -100, 0}, up = {1, kNan, 1, 1, 1, 1, 1};
@@ -82,6 +100,10 @@ void check_elements(const KernelSet& set, Report& report) {
             check_norms(set.element, random, n, size, report);
             check_gates(set.element, random, n, size, report);
         }
+    for (const long n : {1l, 2l, 63l, 64l, 65l, 127l, 1023l, 1024l, 1025l, 5000l}) {
+        report.in(std::string(set.name) + " peaks, n = " + std::to_string(n));
+        for (int round = 0; round < 20; ++round) check_peaks(set.element, random, n, report);
+    }
     report.in(std::string(set.name) + " elements");
     check_limits(set.element, report);
 }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pocketgem.engine.request import Sampled, Sequence
-from pocketgem.engine.sampler import peaks, sample
+from pocketgem.engine.sampler import sample
 from pocketgem.engine.scheduler import Turn
 from pocketgem.engine.scoring import score_rows
 from pocketgem.errors import PocketgemError, RunError
@@ -75,7 +75,7 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
             hidden = _scored(model, hidden, wanted, turns, states, worn)
         with worn.ends([_samples(turn) for turn in turns]):
             logits = model.logits(hidden) if len(hidden) else hidden
-        rows = iter(zip(logits, peaks(logits), strict=True))
+        rows = iter(zip(logits, model.peaks(logits) if len(logits) else (), strict=True))
         return [
             _sample(model, *next(rows), turn, state) if _samples(turn) else None
             for turn, state in zip(turns, states, strict=True)

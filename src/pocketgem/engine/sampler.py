@@ -24,6 +24,7 @@ from torch import Tensor
 from pocketgem.engine.guide import Mask
 from pocketgem.engine.request import Sampled, SamplingParams
 from pocketgem.errors import PromptError, RunError
+from pocketgem.model.ops import peaks
 
 # For each value of a byte of a mask: infinity where the bit is set, minus infinity where it is not; lowest bit first.
 _CEILINGS = np.where(
@@ -51,7 +52,7 @@ def sample(
     ``logits`` is [vocab], any float type. Of equally probable ids greedy takes the lowest. Any other choice takes
     exactly one number from ``generator`` (see make_generator), whatever the options are; None will do for greedy only.
     ``allowed`` has a bit for each id that may be chosen, None for all; one bit alone is the choice, and draws nothing.
-    ``best`` is what ``peaks`` found, None where nobody looked.
+    ``best`` is what ``Gemma.peaks`` found, None where nobody looked.
 
     Raises RunError for logits that are not finite, PromptError for options that leave no id to choose or name one that
     the vocabulary does not have.
@@ -79,22 +80,6 @@ def make_generator(seed: int | None) -> torch.Generator:
         generator.seed()
         return generator
     return generator.manual_seed(seed)
-
-
-def peaks(logits: Tensor) -> list[int | None]:
-    """Of each row of [rows, vocab] the id of the largest, the lowest of equals; None where some are not finite.
-
-    All rows in one go: each call of numpy lets another thread have the interpreter, and has to wait to get it back.
-    """
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:  # in a quarter of torch's time
-        values = logits.detach().numpy()
-        ids, lows = values.argmax(1).tolist(), values.min(1).tolist()
-        highs = values[np.arange(len(ids)), ids].tolist()
-    else:
-        ids, lows, highs = logits.argmax(1).tolist(), logits.amin(1).tolist(), logits.amax(1).tolist()
-    # All are finite exactly where the extremes are: NaN spreads to them.
-    extremes = zip(ids, lows, highs, strict=True)
-    return [id if math.isfinite(low) and math.isfinite(high) else None for id, low, high in extremes]
 
 
 def peak(logits: Tensor) -> int:

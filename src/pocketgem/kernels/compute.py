@@ -337,6 +337,11 @@ class Compute:
         )
         return x
 
+    def peaks(self, x: Tensor) -> list[int | None]:
+        """See ``ops.peaks``."""
+        ids: list[int | None] = self._native.peaks(self._kernels, _rows(x, x.shape[-1]), *x.shape)
+        return ids
+
     def softcap_(self, x: Tensor, cap: float) -> Tensor:
         """``cap * tanh(x / cap)``, in place."""
         _check(x)

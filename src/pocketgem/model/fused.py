@@ -240,6 +240,7 @@ def fuse(model: Gemma, compute: Compute) -> None:
         model.per_layer = FusedPerLayerInputs(model.per_layer, compute)  # type: ignore[assignment]  # same call
     if model.softcap is not None:
         model.softcap = FusedSoftCap(model.softcap.cap, compute)  # type: ignore[assignment]  # same call
+    model.peaks = compute.peaks
     for i, layer in enumerate(model.layers):
         if isinstance(layer, DecoderLayer):
             model.layers[i] = FusedLayer(layer, compute)

@@ -8,7 +8,7 @@ this page has no size of its own. Source: transformers' gemma3 and gemma4, the o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketgem.config import ExpertsConfig, LayerConfig, ModelConfig
+from pocketgem.model import ops
 from pocketgem.model.cache import Cache, Seen, Step
 from pocketgem.model.experts import Experts, Router
 from pocketgem.model.layers import MLP, Ask, Attention, Block, Embedding, Linear, RMSNorm, RotaryTables, SoftCap
@@ -120,6 +121,9 @@ class Gemma(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         cap = config.final_logit_softcapping
         self.softcap = None if cap is None else SoftCap(cap)
+        self.peaks: Callable[[Tensor], list[int | None]] = (
+            ops.peaks
+        )  # of rows of logits the best id, None for no numbers
         self.tables = RotaryTables(config)
         self.read_later = frozenset(layer.kv_layer for layer in config.layers if not layer.writes_kv)
         self.last_writer = config.last_writer

@@ -5,6 +5,9 @@ Rows are packed: the first dimension counts token rows of all sequences in the s
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,6 +42,19 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 def softcap(x: Tensor, cap: float) -> Tensor:
     """Squash into ``(-cap, cap)``: ``cap * tanh(x / cap)``."""
     return torch.tanh(x / cap) * cap
+
+
+def peaks(scores: Tensor) -> list[int | None]:
+    """Of each row of ``[rows, n]`` where the largest is, the first of equals; None where some are not finite."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:  # in a quarter of torch's time
+        values = scores.detach().numpy()
+        ids, lows = values.argmax(1).tolist(), values.min(1).tolist()
+        highs = values[np.arange(len(ids)), ids].tolist()
+    else:
+        ids, lows, highs = scores.argmax(1).tolist(), scores.amin(1).tolist(), scores.amax(1).tolist()
+    # All are finite exactly where the extremes are: NaN spreads to them.
+    extremes = zip(ids, lows, highs, strict=True)
+    return [id if math.isfinite(low) and math.isfinite(high) else None for id, low, high in extremes]
 
 
 def inverse_frequencies(rope: Rope) -> Tensor:
