@@ -191,18 +191,22 @@ void make_stack(Stack* self, const std::vector<std::tuple<nb::object, std::size_
     new (self) Stack(std::move(stack));
 }
 
-// x [rows, hidden] becomes what the last layer makes of it. angles: (cos, sin). targets, spans: of every layer that
-// writes. vectors: [rows, layers, dim], rows `stride` and layers `step` floats apart, or no address.
+// x [rows, hidden] becomes what the last layer makes of it. angles: (cos, sin). spans: [spans, 2], from and up to which
+// rows are a sequence's. places: [writers, spans, 6], see Place. vectors: [rows, layers, dim], rows `stride` and layers
+// `step` floats apart, or no address.
 void run_stack(Kernels& k, const Stack& stack, Address x, long rows,
-               const std::vector<std::tuple<Address, Address>>& angles, Address positions,
-               const std::vector<std::vector<WriteSpan>>& targets, const std::vector<std::vector<ReadSpan>>& spans,
-               Address vectors, long stride, long step, const std::vector<Segment>& segments) {
-    if (angles.size() != stack.angles || targets.size() != stack.writers || spans.size() != stack.writers)
+               const std::vector<std::tuple<Address, Address>>& angles, Address positions, Address spans, long count,
+               Address places, std::size_t writers, Address vectors, long stride, long step,
+               const std::vector<Segment>& segments) {
+    if (angles.size() != stack.angles || writers != stack.writers)
         throw nb::value_error("layers: angles and keys do not fit these layers");
     std::vector<std::vector<KeyTarget>> writes;
     std::vector<std::vector<KeySpan>> reads;
-    for (std::size_t i = 0; i < stack.writers; ++i)
-        writes.push_back(targets_of(targets[i], rows)), reads.push_back(spans_of(spans[i], rows));
+    for (std::size_t i = 0; i < writers; ++i) {
+        const Place* own = at<const Place>(places) + static_cast<long>(i) * count;
+        writes.push_back(targets_of(at<const RowSpan>(spans), own, count, rows));
+        reads.push_back(spans_of(at<const RowSpan>(spans), own, count));
+    }
     std::deque<CallChanges> changes;
     for (const Storey& one : stack.storeys) {
         if (one.owned->layer.into && !vectors) throw nb::value_error("layers: these take a vector for each row");

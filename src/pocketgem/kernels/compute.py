@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from pocketgem import kernels
 from pocketgem.kernels.low_rank import PackedLowRank, packed_low_rank
 from pocketgem.kernels.slab import Slab
 
+Numbers = npt.NDArray[np.int64]
 Tables = tuple[Tensor, Tensor]
 # Rows of a call and where their keys and values are: addresses of contiguous bfloat16 [keys, kv_heads, head_dim].
 Target = tuple[int, int, int, int]  # start, stop, place of the keys, place of the values
@@ -462,11 +465,10 @@ class FusedStack:
         x: Tensor,
         tables: Sequence[Tables],
         positions: Tensor,
-        targets: Sequence[Sequence[Target]],
-        spans: Sequence[Sequence[Span]],
+        places: tuple[Numbers, Numbers],
         vectors: Tensor | None,
     ) -> Tensor:
-        """x ``[rows, hidden]`` in place. targets, spans: of layers that write. vectors: ``[rows, layers, dim]``."""
+        """x ``[rows, hidden]`` in place. places: see ``model/places.py``. vectors: ``[rows, layers, dim]``."""
         first, rows = self._layers[0], x.shape[0]
         shape = None if first.vector is None else (rows, len(self._layers), first.vector)
         if shape != (None if vectors is None else vectors.shape):
@@ -480,8 +482,7 @@ class FusedStack:
             rows,
             [_angles(one, 2 * self._halves[number]) for number, one in enumerate(tables)],
             positions.data_ptr(),
-            targets,
-            spans,
+            *_places(places),
             *((0, 0, 0) if vectors is None else (vectors.data_ptr(), vectors.stride(0), vectors.stride(1))),
             first.whose(rows),
         )
@@ -512,6 +513,18 @@ def _norm(norm: Norm | None) -> tuple[int, float]:
 def _sight(sight: Sight) -> tuple[int, int]:
     positions, last = sight
     return positions.data_ptr(), 0 if last is None else last.data_ptr()
+
+
+def _places(places: tuple[Numbers, Numbers]) -> tuple[int, int, int, int]:
+    """Addresses and counts: of spans, and of layers."""
+    spans, all = places
+    if (
+        spans.shape != (all.shape[1], 2)
+        or all.shape[2] != 6
+        or not (spans.flags.c_contiguous and all.flags.c_contiguous)
+    ):
+        raise ValueError(f"places of {list(all.shape)} for spans of {list(spans.shape)}")
+    return spans.ctypes.data, len(spans), all.ctypes.data, len(all)
 
 
 def _angles(tables: Tables, head_dim: int) -> tuple[int, int]:

@@ -143,8 +143,9 @@ class LayerStore:
 
     def begin(self, first: int, count: int) -> None:
         """Be a store whose first row is at position ``first``, with room for ``count``: for who fills them."""
-        self.room = self.room.at(first, count)
-        self._take(self._empty(self.room), self._empty(self.room))
+        before, self.room = self.room, self.room.at(first, count)
+        if self.room.capacity != before.capacity:
+            self._take(self._empty(self.room), self._empty(self.room))
 
     def fork(self) -> LayerStore:
         twin = object.__new__(LayerStore)
@@ -233,14 +234,20 @@ class Step:
 
         ``logits[i]``: how many of its last rows want logits (default 1 each).
         """
-        spans, positions, wanted, row = [], [], [], 0
+        spans, positions, wanted, row = [], list[int](), list[int](), 0
         for i, (cache, count) in enumerate(zip(caches, counts, strict=True)):
             spans.append(Span(cache, row, row + count))
-            positions.append(torch.arange(cache.length, cache.length + count))
+            positions += range(cache.length, cache.length + count)
             asked = 1 if logits is None else logits[i]
-            wanted.append(torch.arange(row + count - asked, row + count))
+            wanted += range(row + count - asked, row + count)
             row += count
-        return cls(tuple(spans), torch.cat(positions).to(caches[0].device), torch.cat(wanted), skip)
+        device = caches[0].device
+        return cls(
+            tuple(spans),
+            torch.tensor(positions, dtype=torch.int64, device=device),
+            torch.tensor(wanted, dtype=torch.int64),
+            skip,
+        )
 
     def sight(self, layer: LayerConfig, rows: slice | None = None) -> tuple[Tensor, Tensor | None]:
         """Positions of these rows, and the last ones they see where that is not their own."""

@@ -121,9 +121,7 @@ class Gemma(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         cap = config.final_logit_softcapping
         self.softcap = None if cap is None else SoftCap(cap)
-        self.peaks: Callable[[Tensor], list[int | None]] = (
-            ops.peaks
-        )  # of rows of logits the best id, None for no numbers
+        self.peaks: Callable[[Tensor], list[int | None]] = ops.peaks  # of logits [rows, vocab]
         self.tables = RotaryTables(config)
         self.read_later = frozenset(layer.kv_layer for layer in config.layers if not layer.writes_kv)
         self.last_writer = config.last_writer

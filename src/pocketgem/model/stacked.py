@@ -13,8 +13,9 @@ from torch import Tensor
 from pocketgem.config import LayerConfig
 from pocketgem.kernels.compute import Compute
 from pocketgem.model.cache import Step
-from pocketgem.model.fused import FusedLayer, spans_of, targets_of
+from pocketgem.model.fused import FusedLayer
 from pocketgem.model.gemma import Gemma, Inputs
+from pocketgem.model.places import Places
 
 
 class StackedLayers:
@@ -23,6 +24,7 @@ class StackedLayers:
     def __init__(self, model: Gemma, layers: Sequence[FusedLayer], compute: Compute) -> None:
         self.model = model
         self.writers = [layer.index for layer in model.config.layers if layer.writes_kv]
+        self.places = Places(self.writers)
         self.stack = compute.layers(
             [(fused.layer, *self._numbers(layer)) for layer, fused in zip(model.config.layers, layers, strict=True)]
         )
@@ -38,14 +40,10 @@ class StackedLayers:
 
     def __call__(self, inputs: Inputs, step: Step) -> Tensor:
         """See ``Gemma.forward``."""
-        model, targets, spans = self.model, [], []
+        model = self.model
         tables = model.tables.at(step.positions, inputs.x.dtype)
-        for index in self.writers:
-            slots = step.reserve(index)
-            targets.append(targets_of(step, slots))
-            spans.append(spans_of(step, [slot.seen for slot in slots]))
         x = inputs.x.clone()
-        self.stack.run_(x, list(tables.values()), step.positions, targets, spans, inputs.per_layer)
+        self.stack.run_(x, list(tables.values()), step.positions, self.places.of(step), inputs.per_layer)
         hidden: Tensor = model.norm(x)
         return hidden
 
