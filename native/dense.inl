@@ -68,8 +68,8 @@ void dense(int type, const void* weights, const float* x, long cols, long begin,
 }
 
 // `direct` unpacks again for each kDirectRows rows: a few times that costs less than a tile.
-constexpr MatmulKernels kMatmul = {quantize, quantize_fine, arrange, direct, 4 * kDirectRows, unpack, correct,
-                                   tiled,    kTilePanels,   24,      dense};
+constexpr MatmulKernels kMatmul = {quantize, quantize_fine, arrange, direct,  4 * kDirectRows, unpack, correct,
+                                   tiled,    kTilePanels,   24,      nullptr, nullptr,         dense};
 
 }  // namespace
 }  // namespace pocketgem

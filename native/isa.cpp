@@ -1,6 +1,7 @@
 // Every kernel for one instruction set. Compiled once for each, with POCKETGEM_SIMD naming its vectors' header and
-// POCKETGEM_ISA and POCKETGEM_ISA_NAME the set as an identifier and as people write it. A set that multiplies many rows
-// in a way of its own names it in POCKETGEM_MANY, and what it is written in in POCKETGEM_UNIT.
+// POCKETGEM_ISA and POCKETGEM_ISA_NAME the set as an identifier and as people write it. A set that multiplies
+// in a way of its own names it in POCKETGEM_OWN, and what it is written in in POCKETGEM_UNIT.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -19,8 +20,8 @@
 #ifdef POCKETGEM_UNIT
 #include POCKETGEM_UNIT
 #endif
-#ifdef POCKETGEM_MANY
-#include POCKETGEM_MANY
+#ifdef POCKETGEM_OWN
+#include POCKETGEM_OWN
 #else
 namespace pocketgem {
 namespace {

@@ -52,6 +52,15 @@ Ready geglu_rounded(Kernels& k, const Rows& in, const Weight& gate, const Weight
     return inner;
 }
 
+// fine_linear where the set has products of 16 bits.
+void linear_in_words(Kernels& k, const Rows& in, const Weight& weight, float* out) {
+    const Words x = prepare_words(k, in);
+    const Job job = job_of(k, weight, {nullptr, {}, in.rows, in.cols, {}}, k.corrections[0], {false, false});
+    over_panels(k, job, [&](long panel, long end) {
+        k.set.matmul.words(weight.layout, weight.bytes, x, panel, end, out + panel * kPanel, weight.layout.rows);
+    });
+}
+
 }  // namespace
 
 void linear(Kernels& k, const Rows& in, const Weight* const* weights, float* const* outs, int count,
@@ -77,6 +86,7 @@ void fine_linear(Kernels& k, const Rows& in, const Weight& weight, float* out) {
         const Weight* weights[] = {&weight};
         return linear(k, in, weights, &out, 1);
     }
+    if (k.set.matmul.words && weight.layout.format.bits == 8) return linear_in_words(k, in, weight, out);
     const Ready x = prepare_fine(k, in);
     const Job job = job_of(k, weight, x, k.corrections[0]);
     over_panels(k, job, [&](long panel, long end) {

@@ -88,6 +88,19 @@ Ready prepare_fine(Kernels& k, const Rows& in) {
     return ready;
 }
 
+Words prepare_words(Kernels& k, const Rows& in) {
+    const auto size = static_cast<std::size_t>(in.rows * in.cols);
+    Rounded& buffers = k.rounded[0];
+    const Words words{in.rows, in.cols, buffers.q.of<std::int16_t>(size), buffers.scales.of<float>(size / 32)};
+    float* normed = in.norm ? k.normed.of<float>(size) : nullptr;
+    k.pool.run(in.rows, [&](long r) {
+        const float* x = in.x + r * in.cols;
+        if (normed) k.set.element.norm(x, in.norm, normed + r * in.cols, in.cols, in.eps);
+        k.set.matmul.round_words(normed ? normed + r * in.cols : x, words, r);
+    });
+    return words;
+}
+
 namespace {
 
 // ---- one task: some panels of one matrix, all rows ----------------------------------------------------------------

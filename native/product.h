@@ -45,6 +45,9 @@ Ready prepare(Kernels& kernels, const Rows& in, bool packed, const Changes* chan
 // MatmulKernels::quantize_fine.
 Ready prepare_fine(Kernels& kernels, const Rows& in);
 
+// The rows in 16 bits, for MatmulKernels::words.
+Words prepare_words(Kernels& kernels, const Rows& in);
+
 // Which of its products a matrix will be asked for: few rows at once, many, or (of parts of the rows) both.
 struct Sizes {
     bool few, many;

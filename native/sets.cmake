@@ -11,15 +11,16 @@ function(pocketgem_kernel_sets target)
     set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
       $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>) # GCC 12 warns of its own header
     pocketgem_kernel_set(${target} amx avx512 ${ARGN} ${avx512} -mamx-tile -mamx-int8)
-    pocketgem_many_rows(amx tiles.inl simd/tiles_amx.h)
+    pocketgem_own_products(amx tiles.inl simd/tiles_amx.h)
     pocketgem_kernel_set(${target} avx512 avx512 ${ARGN} ${avx512})
     pocketgem_kernel_set(${target} avx2-vnni avx2 ${ARGN} -mavx2 -mfma -mf16c -mavxvnni)
     pocketgem_kernel_set(${target} avx2 avx2 ${ARGN} -mavx2 -mfma -mf16c
       # GCC would put off the sums of 16 bits until all products are there, in memory: 21 for 36 products a cycle.
       "$<$<CXX_COMPILER_ID:GNU>:-fno-tree-ter;-fno-tree-reassoc>")
+    pocketgem_own_products(avx2 words.inl)
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
     pocketgem_kernel_set(${target} neon-i8mm neon ${ARGN} -march=armv8.2-a+dotprod+fp16+i8mm)
-    pocketgem_many_rows(neon_i8mm squares.inl)
+    pocketgem_own_products(neon_i8mm squares.inl)
     pocketgem_kernel_set(${target} neon neon ${ARGN} -march=armv8.2-a+dotprod+fp16)
     pocketgem_kernel_set(${target} neon-base neon ${ARGN} -march=armv8-a) # Raspberry Pi 3 and 4, older phones
   endif()
@@ -49,12 +50,12 @@ function(pocketgem_kernel_set target name simd)
   set(POCKETGEM_SETS "${POCKETGEM_SETS}POCKETGEM_SET(${identifier}) " PARENT_SCOPE)
 endfunction()
 
-# The set multiplies many rows in a way of its own, the file `many`; a third name is the file it is written in.
-function(pocketgem_many_rows identifier many)
+# The set multiplies in a way of its own, the file `own`; a third name is the file that is written in.
+function(pocketgem_own_products identifier own)
   if(NOT TARGET kernels_${identifier})
     return()
   endif()
-  target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_MANY="${many}")
+  target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_OWN="${own}")
   if(ARGN)
     target_compile_definitions(kernels_${identifier} PRIVATE POCKETGEM_UNIT="${ARGN}")
   endif()

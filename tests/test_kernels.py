@@ -67,11 +67,12 @@ def seen(x: Tensor, kind: StoredType) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """To float32 sums over the row; where rounding to int8 falls the other way, to one step of one activation."""
+    """To float32 sums over the row; where rounding to int8 falls the other way, to one step of one activation: then a
+    whole row is off by that, and few rows are."""
     scale = expected.abs().amax().item() if expected.numel() else 1.0
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-3 * scale)
-    error = (found.double() - expected).abs()
-    assert (error > 1e-5 * scale).double().mean().item() < 0.02 or error.numel() < 200
+    off = ((found.double() - expected).abs() > 1e-5 * scale).any(-1).sum().item()
+    assert off <= 1 + 0.02 * len(expected)
 
 
 @pytest.fixture(scope="module", params=[*SETS])
@@ -138,7 +139,7 @@ def test_what_stands_round_a_product(compute: Compute, kind: StoredType, rows: i
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("kind", [StoredType.Q8_0, StoredType.Q6_K, StoredType.BF16])
+@pytest.mark.parametrize("kind", [StoredType.Q8_0, StoredType.Q6_K, StoredType.IQ4_XS, StoredType.BF16])
 @pytest.mark.parametrize("rows", [0, 1, 3, 25])
 def test_fine_activations_lose_almost_nothing(compute: Compute, kind: StoredType, rows: int) -> None:
     matrix, x = Matrix(compute, kind, 200, 512), torch.randn(rows, 512)

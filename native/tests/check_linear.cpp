@@ -47,8 +47,19 @@ void check_gates(const KernelSet& set, const Input& in, const Either& gate, cons
         "gated_linear", report);
 }
 
+// The product with the rows in 16 bits.
+void check_words(const KernelSet& set, const Input& in, const Either& weight, Report& report) {
+    const InWords words(set, in.x, kCols);
+    check_call(
+        set, in.rows, weight.outputs(),
+        [&](Kernels& k, long rows, float* out) { fine_linear(k, in.first(rows), weight.weight, out); },
+        [&](long r, long n) { return weight.matrix->times(words.view, r, n); }, "fine_linear in words", report);
+}
+
 // The product with the rows as int8, and with what that rounding left of them.
 void check_fine(const KernelSet& set, const Input& in, const Either& weight, Report& report) {
+    if (set.matmul.words && weight.matrix && weight.matrix->layout.format.bits == 8)
+        return check_words(set, in, weight, report);
     const Quantised halves = Quantised::fine(set, in.x, kCols);
     check_call(
         set, in.rows, weight.outputs(),
@@ -118,6 +129,7 @@ void check_linear(const KernelSet& set, Report& report, bool quick) {
     const Either wide(random, "Q4_0", 160, kCols), down(random, "Q6_K", 75, 256), short_down(random, "Q4_0", 75, 160);
     const Either opened(random, "Q5_K", 256, kCols), flat(random, nullptr, 160, kCols);
     const Either gate(random, "Q5_K", 75, kCols), up(random, "Q8_0", 75, kCols), plain(random, nullptr, 75, kCols);
+    const Either steps(random, "IQ4_XS", 23, kCols);
     for (const long rows : {2l, 9l, quick ? 45l : 70l}) {
         const std::vector<float> x = random.floats(rows * kCols, 3);
         const Input in(set, x, random.floats(kCols, 2), kCols), bare(set, x, {}, kCols);
@@ -132,7 +144,8 @@ void check_linear(const KernelSet& set, Report& report, bool quick) {
         check_mlp(set, in, {&wide.weight, &wide.weight, &short_down.weight}, report);
         check_mlp(set, in, {&opened.weight, &opened.weight, &down.weight}, report);
         check_mlp(set, bare, {&wide.weight, &flat.weight, &short_down.weight}, report);
-        for (const Either* weight : {&weights[0], &weights[1], &up, &plain}) check_fine(set, bare, *weight, report);
+        for (const Either* weight : {&weights[0], &weights[1], &up, &steps, &plain})
+            check_fine(set, bare, *weight, report);
     }
 }
 

@@ -68,6 +68,21 @@ void check_rest(const float* x, const Quantised& both, long block, long rest, Re
     }
 }
 
+// A block in 16 bits: of their steps, and NaN like one in 8.
+void check_word_block(const float* x, const InWords& to, long block, Report& report) {
+    const double scale = to.scale[static_cast<std::size_t>(block)];
+    const std::int16_t* q = to.q.data() + 32 * block;
+    float most = 0;
+    bool finite = true;
+    for (int i = 0; i < 32; ++i) finite = finite && std::isfinite(x[i]), most = std::max(most, std::fabs(x[i]));
+    if (!finite) return void(report.expect(std::isnan(scale), "a block with NaN or infinity has scale %g", scale));
+    const bool tiny = most < 2e-34f;
+    report.expect(near(scale, most / 32767.0, most * 1e-7 + 1e-44), "scale %g, largest %g", scale, most);
+    for (int i = 0; i < 32; ++i)
+        report.expect(near(q[i] * scale, x[i], std::max(scale * 0.51, tiny ? most : 0.0)), "%g became %d times %g",
+                      x[i], q[i], scale);
+}
+
 // ---- products -----------------------------------------------------------------------------------------------------
 
 struct Products {
@@ -194,6 +209,9 @@ void check_quantize(const KernelSet& set, Report& report) {
             check_block(x.data() + block * 32, both, block, report);
             check_rest(x.data() + block * 32, both, block, blocks + block, report);
         }
+        if (!set.matmul.round_words) continue;
+        const InWords words(set, x, cols);
+        for (long block = 0; block < blocks; ++block) check_word_block(x.data() + block * 32, words, block, report);
     }
 }
 

@@ -21,6 +21,11 @@ Quantised Quantised::fine(const KernelSet& set, const std::vector<float>& x, lon
     return both;
 }
 
+InWords::InWords(const KernelSet& set, const std::vector<float>& x, long cols)
+    : q(x.size()), scale(x.size() / 32), view{static_cast<long>(x.size()) / cols, cols, q.data(), scale.data()} {
+    for (long r = 0; r < view.rows; ++r) set.matmul.round_words(x.data() + r * cols, view, r);
+}
+
 const Format& format_of(const char* type) {
     for (const Format& format : kFormats)
         if (!std::strcmp(format.type, type)) return format;
@@ -133,16 +138,17 @@ Matrix::Matrix(Random& random, const Format& format, long rows, long cols, bool 
         }
 }
 
-Value Matrix::times(const Activations& x, long row, long output) const {
+template <typename Number>
+Value Matrix::sum_of(const Number* x, const float* factors, long row, long output) const {
     const long group = layout.format.group, groups = layout.cols / group;
     double value = 0, size = 0;
     for (long g = 0; g < groups; ++g) {
         long dot = 0, sum = 0;
         for (long c = g * group; c < (g + 1) * group; ++c) {
-            dot += q[static_cast<std::size_t>(output * layout.cols + c)] * x.q[row * layout.cols + c];
-            sum += x.q[row * layout.cols + c];
+            dot += q[static_cast<std::size_t>(output * layout.cols + c)] * x[row * layout.cols + c];
+            sum += x[row * layout.cols + c];
         }
-        const double factor = x.scale[row * (layout.cols / 32) + g * group / 32];
+        const double factor = factors[row * (layout.cols / 32) + g * group / 32];
         const auto at = static_cast<std::size_t>(output * groups + g);
         const double product = scale[at] * static_cast<double>(dot) * factor;
         const double least = minimum[at] * static_cast<double>(sum) * factor;
@@ -152,5 +158,8 @@ Value Matrix::times(const Activations& x, long row, long output) const {
     const double roundings = static_cast<double>(2 * groups + 4);  // one each addition and product
     return {value, size * roundings * 0x1p-24 + 1e-40};
 }
+
+template Value Matrix::sum_of(const std::int8_t*, const float*, long, long) const;
+template Value Matrix::sum_of(const std::int16_t*, const float*, long, long) const;
 
 }  // namespace pocketgem::check

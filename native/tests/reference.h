@@ -23,6 +23,15 @@ struct Quantised {
     static Quantised fine(const KernelSet& set, const std::vector<float>& x, long cols);
 };
 
+// The same in 16 bits, of a set that has them.
+struct InWords {
+    std::vector<std::int16_t> q;
+    std::vector<float> scale;
+    Words view;
+
+    InWords(const KernelSet& set, const std::vector<float>& x, long cols);
+};
+
 // A packed matrix of random planes, and its numbers as packed.h says: (q - zero), scale and minimum of each.
 struct Matrix {
     Layout layout;
@@ -32,7 +41,12 @@ struct Matrix {
 
     // `wild`: scales over all of float16, subnormals and the largest among them
     Matrix(Random& random, const Format& format, long rows, long cols, bool wild);
-    Value times(const Activations& x, long row, long output) const;
+    Value times(const Activations& x, long row, long output) const { return sum_of(x.q, x.scale, row, output); }
+    Value times(const Words& x, long row, long output) const { return sum_of(x.q, x.scale, row, output); }
+
+private:
+    template <typename Number>
+    Value sum_of(const Number* x, const float* factors, long row, long output) const;
 };
 
 const Format& format_of(const char* type);
