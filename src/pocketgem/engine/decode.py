@@ -76,10 +76,12 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
         with worn.ends([_samples(turn) for turn in turns]):
             logits = model.logits(hidden) if len(hidden) else hidden
         rows = iter(zip(logits, model.peaks(logits) if len(logits) else (), strict=True))
-        return [
-            _sample(model, *next(rows), turn, state) if _samples(turn) else None
+        sampled = [
+            _sample(*next(rows), turn, state) if _samples(turn) else None
             for turn, state in zip(turns, states, strict=True)
         ]
+        model.expect([one.id for one in sampled if one is not None])  # their rows come while the text is shown
+        return sampled
 
 
 class Worn:
@@ -204,16 +206,14 @@ def _coming(turns: Seq[Turn]) -> list[int]:
     return ids
 
 
-def _sample(model: Gemma, logits: torch.Tensor, best: int | None, turn: Turn, state: State) -> Sampled | None:
+def _sample(logits: torch.Tensor, best: int | None, turn: Turn, state: State) -> Sampled | None:
     if turn.sequence.error is not None:
         return None
     try:
-        sampled = _choose(logits, best, turn.sequence, state)
+        return _choose(logits, best, turn.sequence, state)
     except Exception as error:
         turn.sequence.error = error if isinstance(error, PocketgemError) else failure(turn.sequence, error)
         return None
-    model.expect([sampled.id])  # its rows come while others are sampled and the text is shown
-    return sampled
 
 
 def failure(sequence: Sequence, error: Exception) -> RunError:
