@@ -309,10 +309,7 @@ def test_a_hit_changes_no_bit(model: Gemma) -> None:
         (first, len(first) - 1),  # asked again
         ([*first[:31], 7, *prompt(4, 9)], 31),  # the last question is edited
         ([*first[:15], 7, *prompt(5, 9)], 15),  # ... and the first
-        (
-            [*first, *prompt(6, 5)],
-            len(first),
-        ),  # the answer came back changed: what was kept at its end serves here, too
+        ([*first, *prompt(6, 5)], len(first)),  # the answer came back changed: what its end kept serves here, too
         ([*first[:20], *prompt(7, 30)], 15),
     ):
         again = submit(engine, ids)

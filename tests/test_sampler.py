@@ -446,7 +446,7 @@ def test_a_wide_row_is_searched_in_groups_to_the_same_end(extra: int, k: int, se
 def test_the_nucleus_is_found_among_the_most_probable_or_in_the_whole_row(width: float) -> None:
     for seed in range(4):
         logits = random_row(200_000, seed).double() * width
-        for p in (0.0, 0.3, 0.95, 0.9999):
+        for p in (0.0, 0.3, 0.95, 0.9999, 1.0):
             probability = logits.softmax(0)
             assert torch.equal(keep_top_p(logits, p), sampler._nucleus(probability, p))
 

@@ -85,7 +85,8 @@ class Node(Generic[RowsT]):
 
     def split(self, at: int) -> Node[RowsT]:
         """Cut the run in two at a position within it; returns the upper one, which is new."""
-        assert self.rows is not None and self.parent is not None  # noqa: PT018 - only a root has none
+        assert self.rows is not None  # only a root has none
+        assert self.parent is not None
         count = at - self.start
         rows = self.rows.piece(self.start, at), self.rows.piece(at, self.end)
         slid = _cut(self.slid, at)

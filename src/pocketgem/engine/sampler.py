@@ -235,6 +235,8 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     head = keep_top_k(probabilities, HEAD)
     if len(head) == len(logits) or float(probabilities[head].sum()) >= p + ROUNDING:
         return head[_nucleus(probabilities[head], p)]
+    if p >= 1:  # whether the last ids are needed is for rounding to say, and sums of levels round otherwise
+        return _nucleus(probabilities, p)
     return torch.from_numpy(_wide_nucleus(logits.numpy(), probabilities.numpy(), p))
 
 
