@@ -72,6 +72,35 @@ async def test_many_callers_get_what_each_would_get_alone(service: Service, alon
     assert service.running == service.waiting == 0
 
 
+async def test_readers_are_woken_when_the_next_pass_has_its_kernels(
+    service: Service, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a step, not once for each of them, after all that a pass needs of Python, and at the end without one."""
+    seen: list[str] = []
+    woken = asyncio.get_running_loop().call_soon_threadsafe
+
+    def noted(name: str, method: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            seen.append(name)
+            return method(*args, **options)
+
+        return call
+
+    def wake(call: Any, *args: Any) -> Any:
+        if getattr(call, "__func__", None) is Bell._heard:
+            seen.append("wake")
+        return woken(call, *args)
+
+    for name in ("embed", "run"):
+        monkeypatch.setattr(Gemma, name, noted(name, getattr(Gemma, name)))
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", wake)
+    await asyncio.gather(*(ids(service, request(seed)) for seed in range(8)))
+    await until(lambda: not service._busy)
+    assert seen.count("wake") <= seen.count("run")
+    assert seen[-1] == "wake"
+    assert all(after == "run" for one, after in zip(seen, seen[1:], strict=False) if one == "wake")
+
+
 async def test_leaving_early_ends_the_request_within_a_step(service: Service, llm: LLM) -> None:
     run = service.submit(request(1, None))
     async for output in service.outputs(run):

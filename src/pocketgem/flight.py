@@ -64,6 +64,9 @@ class Run:
         """Nothing more will arrive. Called by the thread that drives the engine, maybe twice."""
         self.over = True
 
+    def tell(self) -> None:
+        """Wake who waits for it elsewhere. Called by the thread that drives the engine."""
+
     def visible(self, output: Output) -> list[int]:
         """The output's ids that are text: a stop id ends the answer and is no part of it."""
         sampled = output.sampled
@@ -125,6 +128,7 @@ class Flights:
         self.lock = FairLock()
         self.runs: dict[Sequence, Run] = {}
         self._orders: deque[Callable[[], None]] = deque()
+        self._untold: deque[Run] = deque()  # something has come for these, or they have ended
 
     def start(self, request: Request) -> Run:
         """Queue a request. Raises PromptError for one that cannot be answered."""
@@ -150,7 +154,9 @@ class Flights:
             if run.sequence.error is not None:
                 raise run.sequence.error
         finally:
-            self.end(run, FinishReason.ABORT)
+            with self.lock:
+                self.end(run, FinishReason.ABORT)
+                self.tell()
 
     def end(self, run: Run, reason: FinishReason = FinishReason.STOP) -> None:
         """End a run now, unless it has ended."""
@@ -183,13 +189,24 @@ class Flights:
         self.runs[run.sequence] = run
 
     def advance(self) -> bool:
-        """Carry out orders, then one step of the engine for everybody. False when there was nothing to do."""
+        """Carry out orders, then one step of the engine for everybody. False when there was nothing to do.
+
+        Readers elsewhere are told when the next step's pass begins, or when there is none: their Python runs while
+        kernels do, and the engine's own between two passes does not wait for it. Who stops driving tells them himself.
+        """
         with self.lock:
             self.obey()
-            outputs = self.engine.step()
+            outputs = self.engine.step(self.tell)
             for output in outputs:
                 self._deliver(output)
+            if not outputs:
+                self.tell()
         return bool(outputs)
+
+    def tell(self) -> None:
+        """Wake the readers of all that has come or ended. Under the lock."""
+        while self._untold:
+            self._untold.popleft().tell()
 
     def obey(self) -> None:
         """Carry out the orders that wait. Under the lock."""
@@ -202,9 +219,11 @@ class Flights:
             return
         if output.sequence.error is None:
             run.take(output)
+            self._untold.append(run)
         if output.sequence.finish is not None:
             self._forget(run)
 
     def _forget(self, run: Run) -> None:
         if self.runs.pop(run.sequence, None) is not None:
             run.ended()
+            self._untold.append(run)

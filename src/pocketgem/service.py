@@ -46,16 +46,22 @@ class Held:
 
 
 class Bell:
-    """Wakes the readers of an event loop: one message to it for all that a step made, not one for each request."""
+    """Wakes the readers of an event loop: one message to it for all that a step made, not one for each request.
+
+    All but ``_heard`` is for the engine's thread.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self._rung = weakref.ref(loop), False  # a service keeps bells by loop, and no loop alive
         self._runs: deque[ServedRun] = deque()
 
-    def ring(self, run: ServedRun) -> None:
-        """Something has come for a run. Any thread."""
+    def note(self, run: ServedRun) -> None:
+        """Something has come for a run: it is among those who are woken next."""
         self._runs.append(run)
-        if not self._rung and (loop := self._loop()) is not None:
+
+    def ring(self) -> None:
+        """Wake them."""
+        if self._runs and not self._rung and (loop := self._loop()) is not None:
             self._rung = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will read
                 loop.call_soon_threadsafe(self._heard)
@@ -83,7 +89,7 @@ class ServedRun(Run):
         if self.sequence.error is None:
             self._taken += _weight(output)
             super().take(output)
-            self._bell.ring(self)
+            self._bell.note(self)
 
     @property
     def stalled(self) -> bool:
@@ -91,7 +97,10 @@ class ServedRun(Run):
 
     def ended(self) -> None:
         super().ended()
-        self._bell.ring(self)
+        self._bell.note(self)
+
+    def tell(self) -> None:
+        self._bell.ring()
 
     async def next(self) -> Output | None:
         """The next output, None after the last. Raises what ended the run."""
@@ -257,13 +266,19 @@ class Service:
         while not self._stopped:
             self._wake.clear()
             if not self._busy:
-                self._wake.wait()
+                self._rest()
                 self._quiet_since = time.monotonic()
             try:
                 self._step()
             except Exception as error:  # a fault of ours: nobody may wait for ever
                 self._fail(error)
         self._finish()
+
+    def _rest(self) -> None:
+        """Until there is work."""
+        with self._flights.lock:
+            self._flights.tell()
+        self._wake.wait()
 
     def _step(self) -> None:
         self._flights.advance()
@@ -279,6 +294,7 @@ class Service:
             with contextlib.suppress(Exception):
                 self._flights.end(run, FinishReason.ABORT)
             run.ended()
+            run.tell()
         self._runs.clear()
 
     def _finish(self) -> None:
@@ -288,4 +304,6 @@ class Service:
             for run in self._runs:
                 self._flights.end(run, FinishReason.ABORT)
                 run.ended()
+                run.tell()
+            self._flights.tell()
             self._runs.clear()

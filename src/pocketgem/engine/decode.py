@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -49,7 +49,9 @@ def _threads_of(model: Gemma) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled | None]:
+def advance(
+    model: Gemma, turns: Seq[Turn], states: Seq[State], before_run: Callable[[], None]
+) -> list[Sampled | None]:
     """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on.
 
     Where choosing one fails it is None too, and ``Sequence.error`` says why: the others' choices stand.
@@ -67,6 +69,7 @@ def advance(model: Gemma, turns: Seq[Turn], states: Seq[State]) -> list[Sampled 
     with _threads_of(model), worn.rows():
         inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs
+        before_run()
         hidden = model.run(inputs, step, adapters=worn.any)
         step.commit()
         for turn in turns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,10 @@ LONG_PAST = 8192  # tokens
 WORTH_LOADING = 64  # tokens more than memory has; fewer are read again while a file is checked
 MOST_ENDS = 5  # to go on from in a past on disk: the end of its first turn, and the last ones
 DAMAGED = "the file that kept it is damaged"
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,10 @@ class Engine:
         ids = past_ids(request.prompt_ids, request.inserts)
         self.states[sequence] = State(make_generator(request.params.seed), ids, keep_points(request, self.turn_ids))
 
-    def step(self) -> list[Output]:
+    def step(self, before_run: Callable[[], None] = _nothing) -> list[Output]:
         """Admit, plan, run, sample, finish: one forward pass. Returns what happened; empty when nothing is left to do.
+
+        ``before_run`` is called when the pass is prepared and its kernels are next, unless there is no pass.
 
         A request that no id can be chosen for ends with ``Sequence.error``, and the others go on. If the pass itself
         fails, every request in it ends so: no half-written past is read again.
@@ -108,7 +115,8 @@ class Engine:
         for sequence in preempted:
             self._leave(sequence)
         try:
-            sampled = advance(self.model, turns, [self.states[turn.sequence] for turn in turns]) if turns else []
+            states = [self.states[turn.sequence] for turn in turns]
+            sampled = advance(self.model, turns, states, before_run) if turns else []
         except Exception as error:
             return self._fail(turns, error)
         except BaseException:  # an interrupt
