@@ -72,7 +72,7 @@ def bodies(count: int, numbers: int, tokens: int) -> list[dict[str, Any]]:
 
 
 async def alone(server: Served, load: Load) -> list[Heard]:
-    return [await stream(f"{server.url}/v1/completions", body) for body in load.prompts]
+    return [(await stream(f"{server.url}/v1/completions", body)).settle() for body in load.prompts]
 
 
 async def together(server: Served, load: Load, expected: list[Heard]) -> Seen:
@@ -80,27 +80,33 @@ async def together(server: Served, load: Load, expected: list[Heard]) -> Seen:
     seen, began = Seen(seconds=load.seconds / load.rounds), time.perf_counter()
     end = began + seen.seconds
     watch = asyncio.ensure_future(_watch(server, seen, began))
-    await asyncio.gather(*(_visitor(server, load, expected, seen, number, end) for number in range(load.streams)))
-    seen.tokens = sum(one.began + when <= end for one in (*seen.whole, *seen.left) for when in one.times)
+    visits = await asyncio.gather(*(_visitor(server, load, number, end) for number in range(load.streams)))
     watch.cancel()
+    for which, heard in (one for found in visits for one in found):
+        _judge(seen, heard.settle(), expected[which].text)
+    seen.tokens = sum(one.began + when <= end for one in (*seen.whole, *seen.left) for when in one.times)
     return seen
 
 
-async def _visitor(server: Served, load: Load, expected: list[Heard], seen: Seen, number: int, end: float) -> None:
-    dice = random.Random(number)
+async def _visitor(server: Served, load: Load, number: int, end: float) -> list[tuple[int, Heard]]:
+    """What one of the streams heard, and to which prompts. It is read when the round is over."""
+    dice, found = random.Random(number), []
     while time.perf_counter() < end:
         which = dice.randrange(len(load.prompts))
         leave_after = dice.randrange(load.tokens) if dice.random() < load.leave else None
         heard = await stream(f"{server.url}/v1/completions", load.prompts[which], leave_after=leave_after)
-        if heard.problem:
-            seen.problems.append(heard.problem)
+        found.append((which, heard))
+        if heard.refused:
             await asyncio.sleep(0.1)
-        elif heard.left:
-            seen.left.append(heard)
-        else:
-            seen.whole.append(heard)
-        if not heard.problem and not expected[which].text.startswith(heard.text):
-            seen.crossed += 1
+    return found
+
+
+def _judge(seen: Seen, heard: Heard, expected: str) -> None:
+    if heard.problem:
+        seen.problems.append(heard.problem)
+    else:
+        (seen.left if heard.left else seen.whole).append(heard)
+        seen.crossed += not expected.startswith(heard.text)
 
 
 async def _watch(server: Served, seen: Seen, began: float) -> None:

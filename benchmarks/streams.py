@@ -1,4 +1,7 @@
-"""Streams of completions over bare sockets: a client light enough to run on the machine that it measures."""
+"""Streams of completions over bare sockets: a client light enough to run on the machine that it measures.
+
+While a stream runs, its bytes are only counted and timed; what they say is read when somebody asks for it.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +10,120 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 from urllib.parse import urlsplit
+
+EVENT = b"data: "
+DONE = b"data: [DONE]"
 
 
 @dataclass
 class Heard:
-    """What came of one stream. ``times``: when each piece came, in seconds from the request, which ``began`` then."""
+    """What came of one stream, which ``began`` then. ``pieces``: seconds from the request, and the bytes that came."""
 
     began: float = 0.0
-    text: str = ""
-    times: list[float] = field(default_factory=list)
-    tokens: int = 0
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
     left: bool = False  # by us
-    problem: str | None = None
+    lost: str | None = None  # no connection, or no longer one
+
+    @cached_property
+    def events(self) -> list[tuple[float, dict[str, Any]]]:
+        """What was sent, each with the time when its last byte came. For a stream that is over."""
+        found, rest = [], b""
+        for when, data in self.pieces:
+            *lines, rest = (rest + data).split(b"\n")
+            sent = (line for line in lines if line.startswith(EVENT) and not line.startswith(DONE))
+            found += [(when, json.loads(line.removeprefix(EVENT))) for line in sent]
+        return found
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing but trouble came: to be known while others run."""
+        return self.lost is not None or not (self.left or self.pieces and b" 200 " in self.pieces[0][1])
+
+    @cached_property
+    def problem(self) -> str | None:
+        raw = b"".join(data for _, data in self.pieces)
+        if self.lost is not None or (self.left and not raw):
+            return self.lost
+        if b" 200 " not in raw.partition(b"\n")[0]:
+            return raw[:2000].decode("utf-8", "replace")
+        failed = next((str(event["error"]) for _, event in self.events if "error" in event), None)
+        return failed if failed or self.left or DONE in raw else "the stream broke off"
+
+    @cached_property
+    def text(self) -> str:
+        return "".join(text for _, text in self._texts())
+
+    @cached_property
+    def times(self) -> list[float]:
+        """When each piece of text came."""
+        return [when for when, text in self._texts() if text]
+
+    def settle(self) -> Self:
+        """Read it, and keep no more than what was read."""
+        _ = self.problem, self.text, self.times
+        self.pieces = []
+        self.__dict__.pop("events")
+        return self
 
     @property
     def gaps(self) -> list[float]:
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
+    def _texts(self) -> list[tuple[float, str]]:
+        return [(when, choice["text"]) for when, event in self.events for choice in event.get("choices", ())]
+
+
+class Ear(asyncio.Protocol):
+    """Listens until the stream ends, or, with ``leave_after``, until so many events have come (0: the first byte)."""
+
+    def __init__(self, heard: Heard, leave_after: int | None) -> None:
+        self.heard, self.left = heard, leave_after
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard.pieces.append((time.perf_counter() - self.heard.began, data))
+        if DONE in data:
+            self._end()
+        elif self.left is not None:
+            self.left -= data.count(EVENT)
+            if self.left <= 0:
+                self.heard.left = True
+                self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.heard.lost = None if exc is None else f"the connection broke: {exc}"
+        self._end()
+
+    def _end(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
 
 async def stream(url: str, body: Mapping[str, object], *, leave_after: int | None = None) -> Heard:
-    """Ask for a completion and read it to its end, or close the connection after so many pieces (0: at once)."""
-    heard = Heard(began=time.perf_counter())
+    """Ask for a completion and hear it to its end, or close the connection after so many events (0: at once)."""
+    heard, address = Heard(began=time.perf_counter()), urlsplit(url)
+    asked = request(url, {**body, "stream": True, "stream_options": {"include_usage": True}})
     try:
-        reader, writer = await ask(url, {**body, "stream": True, "stream_options": {"include_usage": True}})
+        transport, ear = await asyncio.get_running_loop().create_connection(
+            lambda: Ear(heard, leave_after), address.hostname, address.port
+        )
     except OSError as error:
-        heard.problem = f"no connection: {error}"
+        heard.lost = f"no connection: {error}"
         return heard
-    try:
-        status = await reader.readline()
-        if b" 200 " not in status:
-            heard.problem = (status + await reader.read(2000)).decode("utf-8", "replace")
-            return heard
-        while leave_after is None or len(heard.times) < leave_after:
-            line = await reader.readline()
-            if not line:
-                heard.problem = "the stream broke off"
-                return heard
-            if line.startswith(b"data: ") and _note(heard, line[6:]):
-                return heard
-        heard.left = True
-        return heard
-    except OSError as error:
-        heard.problem = f"the connection broke: {error}"
-        return heard
-    finally:
-        writer.close()
+    transport.write(asked)
+    await ear.over
+    transport.close()
+    return heard
 
 
-async def ask(
-    url: str, body: Mapping[str, object], **options: Any
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection that has asked, with nothing read of the answer."""
+def request(url: str, body: Mapping[str, object]) -> bytes:
+    """One POST on a connection of its own."""
     address, payload = urlsplit(url), json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1 << 24, **options)
     head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n".encode() + payload)
-    await writer.drain()
-    return reader, writer
-
-
-def _note(heard: Heard, data: bytes) -> bool:
-    """One event; whether it was the last."""
-    if data.startswith(b"[DONE]"):
-        return True
-    event = json.loads(data)
-    if "error" in event:
-        heard.problem = str(event["error"])
-        return True
-    if usage := event.get("usage"):
-        heard.tokens = usage["completion_tokens"]
-    for choice in event["choices"]:
-        heard.text += choice["text"]
-        if choice["text"]:
-            heard.times.append(time.perf_counter() - heard.began)
-    return False
+    return f"{head}Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n".encode() + payload
 
 
 def percentile(values: list[float], share: float) -> float:

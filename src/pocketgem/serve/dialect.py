@@ -76,12 +76,15 @@ class Asked:
     summary: bool = False
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # not made for each token
+
+
 def to_json(value: object) -> str:
     """JSON on one line, as UTF-8 text. Numbers that JSON does not have become null."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(value)
     except ValueError:
-        return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"))
+        return _ENCODER.encode(finite(value))
 
 
 def progress(reading: Reading) -> dict[str, object]:

@@ -21,6 +21,7 @@ from pocketgem.serve.head import Head
 from pocketgem.serve.keys import given_keys
 from pocketgem.serve.limits import Pace, Places
 from pocketgem.serve.multipart import FORM
+from pocketgem.serve.patience import Patience
 from pocketgem.serve.settings import Settings
 
 OPEN_PATHS = frozenset({"/health", "/livez"})  # what answers without a key: that the server lives, and no more
@@ -79,6 +80,7 @@ class Guard:
             failed = error
             await answer.fault(fault_of(error), scope, receive)
         finally:
+            answer.patience.end()
             self.tell(call, scope, failed)
 
     async def _pass(self, scope: Scope, receive: Receive, head: Head, call: Call, answer: Answer) -> None:
@@ -193,10 +195,11 @@ class Guard:
 
 
 class Answer:
-    """What is sent back, with the headers that every answer has."""
+    """What is sent back, with the headers that every answer has. Sending raises Unread where nobody reads."""
 
     def __init__(self, send: Send, call: Call, cors: list[tuple[bytes, bytes]], stall: float, *, unread: bool) -> None:
-        self.send, self.call, self.cors, self.stall, self.unread = send, call, cors, stall, unread
+        self.send, self.call, self.cors, self.unread = send, call, cors, unread
+        self.patience = Patience(stall)
         self.started = False
 
     async def __call__(self, message: Message) -> None:
@@ -208,17 +211,9 @@ class Answer:
             message = {**message, "headers": headers}
         rest = message.get("body", b"")
         while len(rest) > PIECE:
-            await self._send({**message, "body": rest[:PIECE], "more_body": True})
+            await self.patience.wait(self.send({**message, "body": rest[:PIECE], "more_body": True}))
             rest = rest[PIECE:]
-        await self._send({**message, "body": rest} if "body" in message else message)
-
-    async def _send(self, message: Message) -> None:
-        """Wait for a slow reader, but not for ever. Raises Unread."""
-        try:
-            async with asyncio.timeout(self.stall):
-                await self.send(message)
-        except TimeoutError:
-            raise Unread from None
+        await self.patience.wait(self.send({**message, "body": rest} if "body" in message else message))
 
     async def empty(self, status: int) -> None:
         await self({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})

@@ -21,6 +21,8 @@ BOX_BYTES = 96 << 10  # with what the transport and a frame hold, a stalled read
 WRITE_BYTES = 16 << 10  # frames that wait are sent together up to here
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": \n\n"
+_BREAKS = {ord(one): f"\\u{ord(one):04x}" for one in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"}
+_BREAKS |= {ord("\r"): " ", ord("\n"): " "}
 
 
 def frame(out: Out) -> bytes:
@@ -33,10 +35,9 @@ def frame(out: Out) -> bytes:
 
 def _line(text: str) -> bytes:
     """One line. Readers that split text as Python does see a break in more characters than CR and LF."""
-    for character in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
-        if character in text:
-            text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "backslashreplace")
+    if not text.isprintable():  # which none of these are
+        text = text.translate(_BREAKS)
+    return text.encode("utf-8", "backslashreplace")
 
 
 class Box:

@@ -29,6 +29,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop was found; after that nothing is shown any more."""
+        if not self._stops:
+            return text, False
         if self.found is not None:
             return "", True
         self._held += text
