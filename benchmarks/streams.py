@@ -40,7 +40,7 @@ class Heard:
     @property
     def refused(self) -> bool:
         """Whether nothing but trouble came: to be known while others run."""
-        return self.lost is not None or not (self.left or self.pieces and b" 200 " in self.pieces[0][1])
+        return self.lost is not None or not (self.left or (self.pieces and b" 200 " in self.pieces[0][1]))
 
     @cached_property
     def problem(self) -> str | None:

@@ -8,7 +8,6 @@ What it holds can be looked at: ``server.service()``, ``server.lines`` of the lo
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import socket
@@ -26,7 +25,7 @@ from pocketgem.serve.app import App
 from pocketgem.serve.log import Log
 from pocketgem.serve.metrics import Metrics
 from pocketgem.serve.models import Registry, Source
-from pocketgem.serve.server import Server, bind, server_of
+from pocketgem.serve.server import Server, bind, run, server_of
 from pocketgem.serve.settings import Settings
 from pocketgem.serve.wiring import Serving
 from pocketgem.service import Service
@@ -99,7 +98,7 @@ def serving(make: Callable[[Log], App], settings: Settings) -> Iterator[Running]
     port = sock.getsockname()[1]
     app = make(log)
     server = server_of(app, settings, log)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), name="server")
+    thread = threading.Thread(target=lambda: run(server, sock), name="server")
     thread.start()
     try:
         wait_for(lambda: server.started or not thread.is_alive())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +230,7 @@ def run(
     from pocketgem.serve.log import Log
     from pocketgem.serve.metrics import Metrics
     from pocketgem.serve.models import Registry
+    from pocketgem.serve.server import run as run_server
     from pocketgem.serve.server import server_of
     from pocketgem.serve.wiring import Serving
 
@@ -238,7 +238,7 @@ def run(
     registry = Registry(sources, lines, budget=budget, idle_seconds=idle, aliases=aliases)
     app = App(Serving(settings, registry, Metrics(), lines), ready)
     ready.clear()
-    asyncio.run(server_of(app, settings, lines).serve([sock]))
+    run_server(server_of(app, settings, lines), sock)
 
 
 def named(models: list[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +41,7 @@ def run_replicas(
     from pocketgem.serve.ray import started
     from pocketgem.serve.relay import Relay
     from pocketgem.serve.server import address_of, server_of
+    from pocketgem.serve.server import run as run_server
     from pocketgem.serve.wiring import Serving
 
     lines = Log(requests=access) if log is None else Log.to_file(log, requests=access)
@@ -50,4 +50,4 @@ def run_replicas(
     with started(plan, scale) as replicas:
         app = App(Serving(settings, Registry([], lines), Metrics(), lines), table=Relay(replicas).table)
         screen.note(f"serving at {address_of(sock)}; for OpenAI's clients {address_of(sock)}/v1; Ctrl-C ends")
-        asyncio.run(server_of(app, settings, lines).serve([sock]))
+        run_server(server_of(app, settings, lines), sock)

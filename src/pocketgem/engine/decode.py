@@ -49,9 +49,7 @@ def _threads_of(model: Gemma) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def advance(
-    model: Gemma, turns: Seq[Turn], states: Seq[State], before_run: Callable[[], None]
-) -> list[Sampled | None]:
+def advance(model: Gemma, turns: Seq[Turn], states: Seq[State], before_run: Callable[[], None]) -> list[Sampled | None]:
     """One forward pass over all turns' rows. Returns the id sampled for each turn, None where a prompt goes on.
 
     Where choosing one fails it is None too, and ``Sequence.error`` says why: the others' choices stand.
@@ -69,8 +67,9 @@ def advance(
     with _threads_of(model), worn.rows():
         inputs = model.embed(torch.tensor(ids), _soft(turns))
         model.expect(_coming(turns))  # read while this chunk runs
+        run = model.ready(inputs, step, adapters=worn.any)
         before_run()
-        hidden = model.run(inputs, step, adapters=worn.any)
+        hidden = run()
         step.commit()
         for turn in turns:
             turn.sequence.num_computed += turn.count

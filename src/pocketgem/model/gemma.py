@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -102,10 +103,13 @@ class DecoderLayer(nn.Module):
 
 
 class Shortcut(Protocol):
-    """Another way to run the layers, for the steps that it takes. adapters: whether some rows have one."""
+    """Another way to run the layers, for the steps that it takes. adapters: whether some rows have one.
+
+    ready: see ``Gemma.ready``.
+    """
 
     def takes(self, step: Step, *, adapters: bool) -> bool: ...
-    def __call__(self, inputs: Inputs, step: Step) -> Tensor: ...
+    def ready(self, inputs: Inputs, step: Step) -> Callable[[], Tensor]: ...
 
 
 class Gemma(nn.Module):
@@ -175,10 +179,13 @@ class Gemma(nn.Module):
 
     def run(self, inputs: Inputs, step: Step, *, adapters: bool = False) -> Tensor:
         """``forward``, or what takes its place for this step. adapters: whether some of its rows have one."""
+        return self.ready(inputs, step, adapters=adapters)()
+
+    def ready(self, inputs: Inputs, step: Step, *, adapters: bool = False) -> Callable[[], Tensor]:
+        """``run`` up to where kernels take over from Python, as far as that can be done ahead; a call goes on."""
         if self.shortcut is not None and self.shortcut.takes(step, adapters=adapters):
-            return self.shortcut(inputs, step)
-        hidden: Tensor = self(inputs, step)
-        return hidden
+            return self.shortcut.ready(inputs, step)
+        return partial(self, inputs, step)
 
     def run_layers(self, inputs: Inputs, step: Step) -> Tensor:
         x, vectors, tables = inputs.x, inputs.per_layer, self.tables.at(step.positions, inputs.x.dtype)

@@ -6,7 +6,7 @@ those where a millisecond of Python counts. The calls of the kernels are the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -38,14 +38,17 @@ class StackedLayers:
         """Whether no row of the step leaves early or sees past its own position."""
         return step.last is None and len(step.logit_rows) == len(step.positions)
 
-    def __call__(self, inputs: Inputs, step: Step) -> Tensor:
-        """See ``Gemma.forward``."""
-        model = self.model
-        tables = model.tables.at(step.positions, inputs.x.dtype)
-        x = inputs.x.clone()
-        self.stack.run_(x, list(tables.values()), step.positions, self.places.of(step), inputs.per_layer)
-        hidden: Tensor = model.norm(x)
-        return hidden
+    def ready(self, inputs: Inputs, step: Step) -> Callable[[], Tensor]:
+        """See ``Gemma.ready``."""
+        tables = list(self.model.tables.at(step.positions, inputs.x.dtype).values())
+        x, places = inputs.x.clone(), self.places.of(step)
+
+        def run() -> Tensor:
+            self.stack.run_(x, tables, step.positions, places, inputs.per_layer)
+            hidden: Tensor = self.model.norm(x)
+            return hidden
+
+        return run
 
 
 def stack(model: Gemma, compute: Compute) -> None:

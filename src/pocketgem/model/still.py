@@ -11,8 +11,9 @@ cache for its stores (another kind of step, a copy, a past that is kept). Nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -69,6 +70,10 @@ class StillDecoder:
     def takes(self, step: Step, *, adapters: bool) -> bool:
         """Whether a step is one row that wants its logits; with an adapter it is none that was recorded."""
         return not adapters and len(step.positions) == 1 == len(step.logit_rows) and self.model.config.experts is None
+
+    def ready(self, inputs: Inputs, step: Step) -> Callable[[], Tensor]:
+        """See ``Gemma.ready``."""
+        return partial(self, inputs, step)
 
     def __call__(self, inputs: Inputs, step: Step) -> Tensor:
         """See ``Gemma.forward``: ``[1, hidden]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -62,6 +63,20 @@ class Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             raise KeyboardInterrupt
         self.should_exit = True
+
+
+def run(server: Server, sock: socket.socket) -> None:
+    """Serve until something asks the server to end, on uvloop where there is one (not on Windows)."""
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(server.serve([sock]))
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def server_of(app: App, settings: Settings, log: Log) -> Server:
