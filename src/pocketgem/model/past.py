@@ -137,24 +137,20 @@ def restore(cache: Cache, rows: Sequence[Rows], slid: Sequence[Rows], length: in
     rows, slid: pieces of the full and of the sliding layers, ascending. Raises RunError when they do not have all that
     is needed; nothing was filled then.
     """
-    parts = {index: list(_overlaps(*_wanted(store, rows, slid, length))) for index, store in cache.stores.items()}
+    rooms = {store.room.window: store.room for store in cache.stores.values()}  # a kind of layer each
+    parts = {
+        window: list(_overlaps(rows if window is None else slid, room.oldest(length), length))
+        for window, room in rooms.items()
+    }
     for index, store in cache.stores.items():
-        first = store.room.oldest(length)
+        first, at = store.room.oldest(length), 0
         store.begin(first, length - first)
-        at = 0
-        for piece, where in parts[index]:
-            k, v = (tensor[where] for tensor in piece.layers[index])
-            store.k[at : at + len(k)].copy_(k)
-            store.v[at : at + len(v)].copy_(v)
-            at += len(k)
+        for piece, where in parts[store.room.window]:
+            (k, v), stop = piece.layers[index], at + where.stop - where.start
+            store.k[at:stop], store.v[at:stop] = k[where], v[where]
+            at = stop
     cache.length = length
     return cache
-
-
-def _wanted(
-    store: LayerStore, rows: Sequence[Rows], slid: Sequence[Rows], length: int
-) -> tuple[Sequence[Rows], int, int]:
-    return rows if store.room.window is None else slid, store.room.oldest(length), length
 
 
 def _copied(store: LayerStore, first: int, stop: int) -> Pair:

@@ -66,12 +66,13 @@ class Server(uvicorn.Server):
 
 
 def run(server: Server, sock: socket.socket) -> None:
-    """Serve until something asks the server to end, on uvloop where there is one (not on Windows)."""
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    """Serve until something asks the server to end."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(server.serve([sock]))
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one, which is not on Windows: a token on its way out takes a sixth less of a core."""
     try:
         import uvloop
     except ImportError:
