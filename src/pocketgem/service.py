@@ -69,15 +69,15 @@ class Bell:
     def _heard(self) -> None:
         self._rung = False  # before a look at what is there: what comes from now on rings again
         while self._runs:
-            self._runs.popleft().news.set()
+            self._runs.popleft().wake()
 
 
 class ServedRun(Run):
-    """A run that is read in an event loop. ``news``: something has come."""
+    """A run that is read in an event loop, by one reader at a time."""
 
     def __init__(self, sequence: Sequence, bell: Bell, max_unread: int) -> None:
         super().__init__(sequence)
-        self.news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None  # for which its reader waits
         self._bell, self._max_unread = bell, max_unread
         self._taken = self._given = 0  # outputs and alternatives: a count of each thread's own, so that none is lost
 
@@ -102,6 +102,11 @@ class ServedRun(Run):
     def tell(self) -> None:
         self._bell.ring()
 
+    def wake(self) -> None:
+        """Something has come. Called in the reader's event loop."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
     async def next(self) -> Output | None:
         """The next output, None after the last. Raises what ended the run."""
         while not self.inbox:
@@ -109,8 +114,8 @@ class ServedRun(Run):
                 if self.sequence.error is not None:
                     raise self.sequence.error
                 return None
-            await self.news.wait()
-            self.news.clear()
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
         output = self._read = self.inbox.popleft()
         self._given += _weight(output)
         return output

@@ -28,7 +28,7 @@ def protocol_class(settings: Settings) -> type[H11Protocol]:
 
 
 class Protocol(H11Protocol):
-    """One connection. ``scope["state"]["abort"]`` drops it."""
+    """One connection. ``scope["state"]["abort"]`` drops it, ``["paused"]`` tells whether what is sent now must wait."""
 
     patience, most, stall = 10.0, 4096, 60.0
 
@@ -39,7 +39,7 @@ class Protocol(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, {**app_state, "abort": self._abort}, _loop)
+        super().__init__(config, server_state, {**app_state, "abort": self._abort, "paused": self._paused}, _loop)
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -102,6 +102,9 @@ class Protocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _paused(self) -> bool:
+        return self.flow.write_paused
 
     def _abort(self) -> None:
         if self.transport is not None:

@@ -1,14 +1,15 @@
 """Server-sent events: frames, comments while nothing happens, and a client that reads slowly or goes away.
 
-Outputs are taken from the engine as they come, whoever reads them: they wait in a box of bounded size. A client that
-lets the box overflow, or takes nothing for a while, is cut off.
+Outputs are taken from the engine as they come, whoever reads them. While their client takes what is sent to it, each
+goes out at once; else they wait in a box of bounded size. A client that lets the box overflow, or takes nothing for a
+while, is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 
 from starlette.responses import Response
@@ -45,6 +46,7 @@ class Box:
 
     def __init__(self, most: int = BOX_BYTES) -> None:
         self.most, self.size, self.closed = most, 0, False
+        self.idle = False  # whether it is empty and the other side waits
         self._frames: deque[bytes] = deque()
         self._news = asyncio.Event()
 
@@ -54,11 +56,15 @@ class Box:
             raise Unread
         self._frames.append(data)
         self.size += len(data)
-        self._news.set()
+        self._tell()
 
     def close(self) -> None:
         """No more will be put in."""
         self.closed = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self.idle = False
         self._news.set()
 
     async def take(self) -> bytes | None:
@@ -67,6 +73,7 @@ class Box:
             if self.closed:
                 return None
             self._news.clear()
+            self.idle = True
             await self._news.wait()
         taken = [self._frames.popleft()]
         while self._frames and sum(map(len, taken)) + len(self._frames[0]) <= WRITE_BYTES:
@@ -77,7 +84,7 @@ class Box:
 
 
 class Pulse:
-    """Puts a comment into a box from which nothing was taken for so many seconds: one timer, not one for each frame."""
+    """Puts a comment into a box when nothing was sent for so many seconds: one timer, not one for each frame."""
 
     def __init__(self, box: Box, seconds: float) -> None:
         self._box, self._seconds, self._loop = box, seconds, asyncio.get_running_loop()
@@ -85,7 +92,7 @@ class Pulse:
         self._timer = self._loop.call_later(seconds, self._look)
 
     def beat(self) -> None:
-        """Something was taken."""
+        """Something is sent."""
         self._last = self._loop.time()
 
     def stop(self) -> None:
@@ -114,13 +121,16 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         box, call = Box(), call_of(scope)
-        fill, write = asyncio.ensure_future(self._fill(box)), asyncio.ensure_future(self._write(box, send))
+        pulse, paused = Pulse(box, self.comment_seconds), scope["state"].get("paused", _always)
+        write = asyncio.ensure_future(self._write(box, pulse, send))
+        fill = asyncio.ensure_future(self._fill(box, pulse, send, paused))
         left = asyncio.ensure_future(gone(receive))
         try:
             await asyncio.wait({fill, write, left}, return_when=asyncio.FIRST_COMPLETED)
             if fill.done() and fill.exception() is None:
                 await asyncio.wait({write, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            pulse.stop()
             complete = write.done()  # after its last piece every client counts as gone
             for task in (fill, write, left):
                 task.cancel()
@@ -132,19 +142,24 @@ class EventStream(Response):
         elif left.done() and not left.cancelled() and not complete:
             call.note["ended"] = "client gone"
 
-    async def _fill(self, box: Box) -> None:
+    async def _fill(self, box: Box, pulse: Pulse, send: Send, paused: Callable[[], bool]) -> None:
         async with aclosing(self.frames) as frames:
             async for data in frames:
-                box.put(data)
+                if box.idle and not paused():  # it goes out now, and no other task has to wake for it
+                    pulse.beat()
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                else:
+                    box.put(data)
         box.close()
 
-    async def _write(self, box: Box, send: Send) -> None:
+    async def _write(self, box: Box, pulse: Pulse, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        pulse = Pulse(box, self.comment_seconds)
-        try:
-            while (data := await box.take()) is not None:
-                pulse.beat()
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        finally:
-            pulse.stop()
+        while (data := await box.take()) is not None:
+            pulse.beat()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body"})
+
+
+def _always() -> bool:
+    """A server that does not tell may keep us waiting with any piece."""
+    return True
