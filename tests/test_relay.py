@@ -250,8 +250,8 @@ def test_a_client_that_leaves_ends_its_request(front: Front) -> None:
     long = {**HELLO, "max_tokens": 20_000, "stream": True}
     with front.http.stream("POST", "/v1/chat/completions", json=long) as answer:
         pieces = answer.iter_text()  # held: httpx closes the connection with it
-        next(pieces)
-        assert sum(service.running for service in services) == 1
+        next(pieces)  # sent before the engine has come to the request
+        wait_for(lambda: sum(service.running for service in services) == 1)
     wait_for(lambda: not any(service.running for service in services))
     with pytest.raises(httpx.ReadTimeout):
         front.http.post("/v1/chat/completions", json={**long, "stream": False}, timeout=0.5)
@@ -287,9 +287,15 @@ def test_it_is_well_while_one_replica_is(front: Front, monkeypatch: pytest.Monke
 
 
 def test_the_log_says_who_and_how_much_but_not_what(front: Front) -> None:
+    before = len(front.running.lines)
+
+    def logged() -> list[dict[str, object]]:
+        return [line for line in front.running.lines[before:] if line["path"] == "/v1/chat/completions"]
+
     words(front.post("/v1/chat/completions", {**HELLO, "stream": False}))
     front.post("/v1/chat/completions", {**HELLO, "stream": True})
-    for line in front.running.lines[-2:]:
+    wait_for(lambda: len(logged()) == 2)  # a line is written once its answer has been read
+    for line in logged():
         assert line["model"] == "twin"
         assert line["completion_tokens"] == 6
         assert line["replica"] in front.here.workers
