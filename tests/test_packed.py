@@ -134,7 +134,7 @@ def test_decode_in_one_call_has_the_bits_of_the_loop(files: dict[StoredType, Che
             assert not took or cast(Shortcut, model.shortcut).takes(one, adapters=False)
             inputs = model.embed(ids)
             before = inputs.x.clone()
-            assert torch.equal(model.run(inputs, one), model(model.embed(ids), other))
+            assert torch.equal(model.ready(inputs, one)(), model(model.embed(ids), other))
             assert torch.equal(inputs.x, before)
             one.commit()
             other.commit()

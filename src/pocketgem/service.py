@@ -48,7 +48,7 @@ class Held:
 class Bell:
     """Wakes the readers of an event loop: one message to it for all that a step made, not one for each request.
 
-    All but ``_heard`` is for the engine's thread.
+    All but ``_heard`` is for the thread that drives the engine.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -177,12 +177,11 @@ class Gemma(nn.Module):
         hidden: Tensor = self.norm(self.run_layers(inputs, step))
         return hidden
 
-    def run(self, inputs: Inputs, step: Step, *, adapters: bool = False) -> Tensor:
-        """``forward``, or what takes its place for this step. adapters: whether some of its rows have one."""
-        return self.ready(inputs, step, adapters=adapters)()
-
     def ready(self, inputs: Inputs, step: Step, *, adapters: bool = False) -> Callable[[], Tensor]:
-        """``run`` up to where kernels take over from Python, as far as that can be done ahead; a call goes on."""
+        """``forward``, or what takes its place for this step, up to where kernels take over; a call goes on.
+
+        adapters: whether some of its rows have one.
+        """
         if self.shortcut is not None and self.shortcut.takes(step, adapters=adapters):
             return self.shortcut.ready(inputs, step)
         return partial(self, inputs, step)
